@@ -1,0 +1,1 @@
+"""How the embedded model "tiny" is made: its pictures, its captions, its vocabulary, its training."""

@@ -1,0 +1,281 @@
+"""The pictures that the embedded model learns from: one or two coloured shapes on a background.
+
+A `Scene` says in words what is to be seen; `draw` paints a batch of them from signed distances,
+which gives smooth edges at any size of picture. Lengths are fractions of the picture's side, x
+runs to the right and y down, both from the centre.
+
+Shapes:
+
+    B  scenes           P  shapes painted, of all scenes together           S  pixels of a side
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 30, 35),
+    "orange": (255, 135, 10),
+    "yellow": (250, 225, 40),
+    "green": (30, 150, 60),
+    "cyan": (40, 205, 220),
+    "blue": (30, 65, 215),
+    "purple": (130, 35, 170),
+    "pink": (255, 140, 195),
+}
+"""The eight colours of a shape, in sRGB, 0 to 255."""
+
+NEUTRALS: dict[str, tuple[int, int, int]] = {
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "grey": (128, 128, 128),
+}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = NEUTRALS | COLOURS
+"""What a background may be; every second one is neutral."""
+
+SIZES: dict[str, float] = {"small": 0.12, "medium": 0.175, "large": 0.255}
+"""Radius of a circle of that size; the other kinds are scaled to look as large."""
+
+PLACES: dict[str, tuple[float, float]] = {
+    "left": (-0.2, 0.0),
+    "right": (0.2, 0.0),
+    "top": (0.0, -0.2),
+    "bottom": (0.0, 0.2),
+    "centre": (0.0, 0.0),
+}
+"""Centre of a shape that is alone. Beside another it stands at `PAIR_SPREAD` times that."""
+
+RELATIONS: dict[str, tuple[str, str]] = {
+    "left of": ("left", "right"),
+    "right of": ("right", "left"),
+    "above": ("top", "bottom"),
+    "below": ("bottom", "top"),
+}
+"""What the first shape is to the second, and the places that the two then have."""
+
+INVERSE: dict[str, str] = {
+    "left of": "right of",
+    "right of": "left of",
+    "above": "below",
+    "below": "above",
+}
+
+PAIR_SPREAD = 1.175
+PAIR_SIZES = ("small", "medium")  # two large ones do not fit side by side
+POSITION_JITTER = 0.025
+SIZE_JITTER = 0.04
+NEAREST_COLOURS = 125  # Euclidean, of 0 to 255: keeps orange off yellow and red, grey off purple
+HELD_OUT_ONE_IN = 16
+
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One thing to be seen."""
+
+    kind: str  # of KINDS
+    colour: str  # of COLOURS
+    size: str  # of SIZES
+    place: str  # of PLACES; in a pair, what the relation says
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A whole picture in words: a shape alone, or two of which `relation` holds."""
+
+    shapes: tuple[Shape, ...]
+    background: str  # of BACKGROUNDS
+    relation: str | None = None  # of RELATIONS, from the first shape to the second; None for one
+
+    def flipped(self) -> "Scene":
+        """The same picture told from the other shape: A left of B is B right of A."""
+        if self.relation is None:
+            return self
+        return replace(self, shapes=self.shapes[::-1], relation=INVERSE[self.relation])
+
+
+def random_scene(generator: torch.Generator, *, shapes: int | None = None) -> Scene:
+    """Any scene that can be drawn, held out or not.
+
+    Args:
+        generator: where chance comes from.
+        shapes: 1 or 2; None takes either, evenly.
+
+    Raises:
+        ValueError: `shapes` is neither.
+    """
+    if shapes not in (None, 1, 2):
+        raise ValueError(f"a scene has 1 or 2 shapes, not {shapes}")
+    background = choose(list(choose((NEUTRALS, COLOURS), generator)), generator)
+    colours = [colour for colour in COLOURS if are_distinct(colour, background)]
+    if (shapes or choose((1, 2), generator)) == 1:
+        alone = _random_shape(colours, list(SIZES), choose(list(PLACES), generator), generator)
+        return Scene((alone,), background)
+    relation = choose(list(RELATIONS), generator)
+    first, second = (_random_shape(colours, PAIR_SIZES, place, generator) for place in RELATIONS[relation])
+    while (first.kind, first.colour) == (second.kind, second.colour):  # a relation of twins says nothing
+        second = _random_shape(colours, PAIR_SIZES, second.place, generator)
+    return Scene((first, second), background, relation)
+
+
+def training_scene(generator: torch.Generator, *, shapes: int | None = None) -> Scene:
+    """A scene that may be trained on: as `random_scene`, but never one that is held out."""
+    while is_held_out(scene := random_scene(generator, shapes=shapes)):
+        pass
+    return scene
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether training must never see this scene: about one combination in 16, always the same ones.
+
+    What is held out is a combination on every background: of kind, colour, size and place for one
+    shape; of both kinds, both colours and the relation for two, from whichever side it is told.
+    """
+    if scene.relation in ("right of", "below"):
+        scene = scene.flipped()
+    if scene.relation is None:
+        (shape,) = scene.shapes
+        words = [shape.kind, shape.colour, shape.size, shape.place]
+    else:
+        words = [scene.relation] + [word for shape in scene.shapes for word in (shape.kind, shape.colour)]
+    # Not `hash`, which Python salts anew in each process.
+    digest = hashlib.sha256(", ".join(words).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
+
+
+def are_distinct(colour: str, background: str) -> bool:
+    """Whether a shape of `colour` stands out well on `background`."""
+    return math.dist(COLOURS[colour], BACKGROUNDS[background]) >= NEAREST_COLOURS
+
+
+def choose(options: Sequence[Choice], generator: torch.Generator) -> Choice:
+    """One of `options`, all being equally likely."""
+    return options[int(torch.randint(len(options), (), generator=generator))]
+
+
+def draw(
+    scenes: Sequence[Scene],
+    generator: torch.Generator,
+    *,
+    size: int = 128,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Paint scenes, each shape a little off its nominal place and size.
+
+    Args:
+        scenes: what to paint, B of them.
+        generator: where the jitter comes from; a CPU generator, so that a picture is the same everywhere.
+        size: pixels of a side, S.
+        device: where the painting is done and the result lives.
+
+    Returns:
+        Images, (B, 3, S, S) in [-1, 1], float32.
+    """
+    shapes = [(shape, number) for number, scene in enumerate(scenes) for shape in scene.shapes]
+    owners = torch.tensor([number for _, number in shapes], device=device)
+    paints = _rgb([COLOURS[shape.colour] for shape, _ in shapes], device)
+    backgrounds = _rgb([BACKGROUNDS[scene.background] for scene in scenes], device)
+    x, y, radius = _layout(scenes, generator).to(device).unbind(dim=1)
+
+    axis = (torch.arange(size, device=device) + 0.5) / size - 0.5
+    images = backgrounds.expand(-1, -1, size, size).clone()
+    for kind, distance in KINDS.items():
+        rows = [row for row, (shape, _) in enumerate(shapes) if shape.kind == kind]
+        if not rows:
+            continue
+        unit = radius[rows, None, None]
+        u = (axis - x[rows, None])[:, None, :] / unit  # (P, 1, S)
+        v = (axis - y[rows, None])[:, :, None] / unit  # (P, S, 1)
+        # A pixel is covered by what lies within half a pixel of the edge: one step of smoothness.
+        cover = (0.5 - distance(u, v) * unit * size).clamp(0, 1)[:, None]  # (P, 1, S, S)
+        # Shapes of one scene never overlap, so that adding their differences paints both.
+        images.index_add_(0, owners[rows], cover * (paints[rows] - backgrounds[owners[rows]]))
+    return images
+
+
+def _random_shape(
+    colours: Sequence[str], sizes: Sequence[str], place: str, generator: torch.Generator
+) -> Shape:
+    kind, colour, size = (choose(options, generator) for options in (list(KINDS), colours, sizes))
+    return Shape(kind, colour, size, place)
+
+
+def _rgb(colours: Sequence[tuple[int, int, int]], device: torch.device | str) -> Tensor:
+    """Colours of 0 to 255 as (n, 3, 1, 1) in [-1, 1]."""
+    return torch.tensor(colours, dtype=torch.float32, device=device)[:, :, None, None] / 127.5 - 1
+
+
+def _layout(scenes: Sequence[Scene], generator: torch.Generator) -> Tensor:
+    """Centre and radius of every shape, jittered: (P, 3) with columns x, y, radius."""
+    nominal = []
+    for scene in scenes:
+        spread = 1.0 if scene.relation is None else PAIR_SPREAD
+        for shape in scene.shapes:
+            x, y = PLACES[shape.place]
+            nominal.append((spread * x, spread * y, SIZES[shape.size]))
+    layout = torch.tensor(nominal)
+    jitter = 2 * torch.rand(layout.shape, generator=generator) - 1  # uniform in [-1, 1]
+    layout[:, :2] += POSITION_JITTER * jitter[:, :2]
+    layout[:, 2] *= 1 + SIZE_JITTER * jitter[:, 2]
+    return layout
+
+
+# Each kind as a distance to its edge, negative inside, in units of the shape's radius, from
+# u (P, 1, S) and v (P, S, 1), the offsets from the middle of its bounding box. Beyond corners the
+# distance is too short, which no pixel can tell.
+
+
+def _circle(u: Tensor, v: Tensor) -> Tensor:
+    return torch.sqrt(u * u + v * v) - 1
+
+
+def _square(u: Tensor, v: Tensor) -> Tensor:
+    return torch.maximum(u.abs(), v.abs()) - 0.88
+
+
+def _triangle(u: Tensor, v: Tensor) -> Tensor:
+    """Equilateral, upright, of circumradius 1.2: the largest of three signed distances to a side."""
+    v = v - 0.3  # from the middle of the box to the centroid
+    slanted = u.abs() * math.cos(math.pi / 6) - v * math.sin(math.pi / 6)
+    return torch.maximum(slanted, v) - 0.6
+
+
+def _star(u: Tensor, v: Tensor, outer: float = 1.08, inner: float = 0.46) -> Tensor:
+    """Five points, one of them up: folded into a tenth of the turn, it is one straight edge."""
+    v = v - (1 - math.cos(math.pi / 5)) / 2 * outer  # from the middle of the box to the centre
+    angle = torch.atan2(u.abs(), -v)  # 0 at the upper point
+    folded = (torch.remainder(angle + math.pi / 5, 2 * math.pi / 5) - math.pi / 5).abs()
+    length = torch.sqrt(u * u + v * v)
+    along, across = length * torch.cos(folded), length * torch.sin(folded)
+    # The edge runs from the point (outer, 0) to the notch at an angle of 36°.
+    notch_along, notch_across = inner * math.cos(math.pi / 5), inner * math.sin(math.pi / 5)
+    normal = (notch_across, outer - notch_along)
+    return ((along - outer) * normal[0] + across * normal[1]) / math.hypot(*normal)
+
+
+def _cross(u: Tensor, v: Tensor, arm: float = 0.32) -> Tensor:
+    u, v = u.abs(), v.abs()
+    upright = torch.maximum(u - arm, v - 1)
+    lying = torch.maximum(u - 1, v - arm)
+    return torch.minimum(upright, lying)
+
+
+def _ring(u: Tensor, v: Tensor, hole: float = 0.55) -> Tensor:
+    return (torch.sqrt(u * u + v * v) - (1 + hole) / 2).abs() - (1 - hole) / 2
+
+
+KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "ring": _ring,
+}
+"""The kinds of shape, each with its signed distance."""
