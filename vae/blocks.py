@@ -1,0 +1,150 @@
+"""The layers that the encoder and the decoder are made of.
+
+They come from VQGAN by way of latent diffusion (Rombach et al. 2021, arXiv:2112.10752, appendix
+G.2). Maps are (B, C, H, W) throughout; `channels_last` memory works and is the faster one on most
+machines. Attribute names are the checkpoint's; comments say what the odd ones mean.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32
+"""Groups of every normalisation, at any width, so every width is a multiple of 32."""
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """The autoencoder's normalisation: 32 groups, eps 1e-6 (not torch's 1e-5), affine."""
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+
+
+def swish(x: Tensor) -> Tensor:
+    """SiLU, x · sigmoid(x), written over `x` when no gradient will ask for it.
+
+    Call it on fresh tensors only. A map at full resolution is the largest tensor of a decode
+    (512 MB at 1024 x 1024 in float32), and this saves one of them.
+    """
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class ResnetBlock(nn.Module):
+    """Two rounds of norm, swish and 3x3 convolution, beside a shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        # "network in network", the old name of a 1x1 convolution. In the file only where the width changes.
+        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H, W)."""
+        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv2(swish(self.norm2(h)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class Attention(nn.Module):
+    """Every position attends to every other, in one head as wide as the map is deep."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)  # 1x1 convolutions: linear maps, stored as (C, C, 1, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        h = self.norm(x)
+        q, k, v = (_to_tokens(part(h)) for part in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, HW, C), scaled by C^-1/2
+        return x + self.proj_out(_to_map(h, x))
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 1, HW, C): a view when `x` is channels_last."""
+    return x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+
+
+def _to_map(x: Tensor, like: Tensor) -> Tensor:
+    """(B, 1, HW, C) to (B, C, H, W), as a channels_last view."""
+    return x.squeeze(1).transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+class Downsample(nn.Module):
+    """Half the size: a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H/2, W/2)."""
+        return self.conv(
+            F.pad(x, (0, 1, 0, 1))
+        )  # zeros on the right and at the bottom only, as it was trained
+
+
+class Upsample(nn.Module):
+    """Twice the size: every pixel four times, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Middle(nn.Module):
+    """The lowest resolution of either half, the only place with attention."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = Attention(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class DownLevel(nn.Module):
+    """One resolution of the encoder: residual blocks, then half the size (but not in the last)."""
+
+    def __init__(self, channels_in: int, channels_out: int, num_res_blocks: int, *, last: bool) -> None:
+        super().__init__()
+        self.block = _res_blocks(channels_in, channels_out, num_res_blocks)
+        self.downsample = None if last else Downsample(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H/2, W/2), or H, W in the last."""
+        for block in self.block:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class UpLevel(nn.Module):
+    """One resolution of the decoder: residual blocks, then twice the size (but not in the last)."""
+
+    def __init__(self, channels_in: int, channels_out: int, num_res_blocks: int, *, last: bool) -> None:
+        super().__init__()
+        self.block = _res_blocks(channels_in, channels_out, num_res_blocks)
+        self.upsample = None if last else Upsample(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, 2H, 2W), or H, W in the last."""
+        for block in self.block:
+            x = block(x)
+        return x if self.upsample is None else self.upsample(x)
+
+
+def _res_blocks(channels_in: int, channels_out: int, number: int) -> nn.ModuleList:
+    """`number` residual blocks, of which the first changes the width."""
+    return nn.ModuleList(ResnetBlock(channels_out if i else channels_in, channels_out) for i in range(number))

@@ -1,0 +1,176 @@
+"""The 16-channel autoencoder of SD3 and SD3.5: images to latents and back.
+
+SD3 paper (Esser et al. 2024, arXiv:2403.03206), section 5.2.1; the architecture is that of latent
+diffusion (arXiv:2112.10752), with 16 latent channels and no convolution around the bottleneck.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import DownLevel, Middle, UpLevel, group_norm, swish
+from .config import VAEConfig
+
+SHIFT = 0.0609
+"""Mean of the encoder's output over the training images: latents = (z - SHIFT) · SCALE."""
+
+SCALE = 1.5305
+"""One over the standard deviation of the encoder's output over the training images."""
+
+LOGVAR_RANGE = (-30.0, 20.0)
+"""The predicted log-variance is held in this range, so that its exponential stays finite."""
+
+
+class Encoder(nn.Module):
+    """From an image to the mean and log-variance of its latents."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.channels
+        inputs = (widths[0], *widths[:-1])
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            DownLevel(inputs[i], widths[i], config.num_res_blocks, last=i == len(widths) - 1)
+            for i in range(len(widths))
+        )
+        self.mid = Middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, 2·16, H/8, W/8)."""
+        x = self.conv_in(image)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(swish(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """From unscaled latents to an image: the encoder mirrored, with one more block in each level."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.channels
+        inputs = (
+            *widths[1:],
+            widths[-1],
+        )  # level i takes what level i + 1 gives; the last takes the middle's
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        # Numbered by resolution as in the encoder, up.0 being the image's, so they run last to first.
+        self.up = nn.ModuleList(
+            UpLevel(inputs[i], widths[i], config.num_res_blocks + 1, last=i == 0) for i in range(len(widths))
+        )
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, 16, h, w) to (B, 3, 8h, 8w)."""
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(swish(self.norm_out(x)))
+
+
+class VAE(nn.Module):
+    """The autoencoder, with attribute paths that are the official keys without `first_stage_model.`.
+
+    Every method takes tensors of any floating dtype, computes in the dtype of the weights and
+    answers in the dtype that came in. Gradients follow the caller's grad mode.
+
+    Range in low precision: bfloat16 holds every activation but only 8 bits of it. float16 holds
+    11 bits but overflows above 65504, which then shows as NaN; `image.to_pil` refuses to make a
+    picture of that.
+    """
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the posterior, before shift and scale.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1], H and W multiples of 8. The range is not checked,
+                because the official canny control image leaves it on purpose.
+
+        Returns:
+            Mean and log-variance, each (B, 16, H/8, W/8); the latter clamped to [-30, 20].
+
+        Raises:
+            ValueError: the shape or dtype is another.
+        """
+        _check(image, "an image", 3, self.config.factor)
+        mean, logvar = (
+            self.encoder(image.to(self.encoder.conv_in.weight.dtype)).to(image.dtype).chunk(2, dim=1)
+        )
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def encode(
+        self, image: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Latents of an image: (mean - SHIFT) · SCALE, or a draw from the posterior in the mean's place.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1], H and W multiples of 8.
+            sample: draw instead of taking the mean.
+            generator: where the draw comes from; needed with `sample`. The noise is drawn on the
+                generator's device in float32, so a CPU generator gives the same on every device.
+
+        Returns:
+            (B, 16, H/8, W/8).
+
+        Raises:
+            ValueError: the shape or dtype is another, or `sample` without a generator.
+        """
+        if sample and generator is None:
+            raise ValueError("sample=True draws noise: pass generator=torch.Generator().manual_seed(seed)")
+        mean, logvar = self.moments(image)
+        if generator is not None and sample:
+            noise = torch.randn(mean.shape, generator=generator, device=generator.device)
+            mean = posterior_sample(mean, logvar, noise.to(mean))
+        return (mean - SHIFT) * SCALE
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Image of latents, the decoder of latents / SCALE + SHIFT.
+
+        Args:
+            latents: (B, 16, h, w), as `encode` gives them and the MM-DiT sees them.
+
+        Returns:
+            (B, 3, 8h, 8w), nominally in [-1, 1]; not clamped.
+
+        Raises:
+            ValueError: the shape or dtype is another.
+        """
+        _check(latents, "latents", self.config.latent_channels, 1)
+        z = latents / SCALE + SHIFT
+        return self.decoder(z.to(self.decoder.conv_in.weight.dtype)).to(latents.dtype)
+
+
+def posterior_sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """Turn standard normal `noise` into a draw from the posterior: mean + exp(logvar / 2) · noise."""
+    return mean + torch.exp(0.5 * logvar) * noise
+
+
+def _check(tensor: Tensor, what: str, channels: int, factor: int) -> None:
+    """Refuse what the convolutions would take wrongly, or refuse with a puzzle."""
+    shape = tuple(tensor.shape)
+    if tensor.ndim != 4 or shape[1] != channels or not tensor.numel():
+        raise ValueError(f"{what} must be (B, {channels}, H, W), got {shape}")
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"{what} must be of a floating dtype, got {tensor.dtype}; image.to_tensor converts pictures"
+        )
+    height, width = shape[2:]
+    if height % factor or width % factor:
+        raise ValueError(
+            f"{what} must have a height and width that are multiples of {factor}, got {height} x {width}; "
+            f"the nearest are {_nearest(height, factor)} and {_nearest(width, factor)}"
+        )
+
+
+def _nearest(size: int, factor: int) -> int:
+    """The positive multiple of `factor` nearest to `size`."""
+    return max(round(size / factor), 1) * factor
