@@ -1,0 +1,162 @@
+"""The tokenizer files of the embedded model: each word of the captions is one token.
+
+Two vocabularies, in the formats of the official ones. CLIP's is a byte-level BPE (GPT-2's byte
+symbols, once plain and once with `</w>` for the end of a word, then one symbol for each merge, then
+two specials); T5's is a unigram model whose words begin with ▁. Any text can be encoded: what no
+caption says falls apart into letters. The files depend on the grammar alone.
+"""
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+from .captions import (
+    BACKGROUND_WORDS,
+    COLOUR_WORDS,
+    FILLERS,
+    KIND_WORDS,
+    OPENINGS,
+    PLACE_WORDS,
+    RELATION_WORDS,
+    SIZE_WORDS,
+)
+from .scenes import BACKGROUNDS, KINDS
+
+CLIP_FOLDERS = ("tokenizer", "tokenizer_2")  # CLIP-L's and CLIP-G's
+T5_FOLDER = "tokenizer_3"
+
+Merge = tuple[str, str]
+
+
+def write_tokenizers(folder: Path) -> None:
+    """Write `tokenizer/` and `tokenizer_2/` (CLIP) and `tokenizer_3/` (T5) into `folder`.
+
+    The folders are made where they are missing; files of the same name are replaced.
+    """
+    merges = learn_merges(word for phrase in words() for word in re.findall("[a-z]+", phrase))
+    vocabulary = json.dumps(clip_vocabulary(merges), ensure_ascii=False)
+    ranked = "".join(f"{left} {right}\n" for left, right in merges)
+    for name in CLIP_FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "vocab.json").write_text(vocabulary, encoding="utf-8")
+        (folder / name / "merges.txt").write_text(f"#version: 0.2\n{ranked}", encoding="utf-8")
+    (folder / T5_FOLDER).mkdir(parents=True, exist_ok=True)
+    tokenizer = json.dumps(t5_tokenizer(t5_pieces(words())), ensure_ascii=False, indent=1)
+    (folder / T5_FOLDER / "tokenizer.json").write_text(tokenizer + "\n", encoding="utf-8")
+
+
+def words() -> list[str]:
+    """Every word that a caption can hold, hyphens included, in alphabetical order."""
+    tables = (SIZE_WORDS, PLACE_WORDS, RELATION_WORDS, COLOUR_WORDS, KIND_WORDS)
+    phrases = [wording for table in tables for wordings in table.values() for wording in wordings]
+    phrases += [template.format(a="", plain="") for template in BACKGROUND_WORDS]
+    phrases += [*OPENINGS, *FILLERS, *BACKGROUNDS, *KINDS]
+    return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def learn_merges(corpus: Iterable[str]) -> list[Merge]:
+    """Byte-pair merges, the most frequent pair first, until each word is a single symbol.
+
+    Greedy learning and not a list of prefixes: a tokenizer applies the merges by rank to all words
+    alike, and only an order that was learned on all of them at once leads each word to its end.
+
+    Args:
+        corpus: lower-case words; each counts once.
+    """
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(corpus))]
+    merges: list[Merge] = []
+    while pairs := Counter(pair for symbols in spelled for pair in pairwise(symbols)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))  # among equals, the alphabet decides
+        merges.append(best)
+        spelled = [_merge(symbols, best) for symbols in spelled]
+    return merges
+
+
+def clip_vocabulary(merges: list[Merge]) -> dict[str, int]:
+    """Symbol to id, in the order of the official file: bytes, bytes that end a word, merges, specials."""
+    symbols = byte_symbols()
+    symbols += [symbol + "</w>" for symbol in symbols]
+    symbols += ["".join(merge) for merge in merges]
+    symbols += ["<|startoftext|>", "<|endoftext|>"]
+    return {symbol: index for index, symbol in enumerate(symbols)}
+
+
+def byte_symbols() -> list[str]:
+    """The printable character that stands for each byte (GPT-2), in CLIP's order of ids.
+
+    The bytes that print in Latin-1 stand for themselves and come first, "!" having id 0; the other
+    68 follow as the characters from U+0100 on.
+    """
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    return [chr(code) for code in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+
+
+def t5_pieces(vocabulary: list[str]) -> list[tuple[str, float]]:
+    """Pieces with their log probabilities: specials, words behind a ▁, then single characters.
+
+    A character costs more than any word, so that the likeliest segmentation takes whole words.
+    """
+    specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    whole = [(f"▁{word}", -5.0) for word in vocabulary]
+    characters = "▁" + string.ascii_lowercase + string.digits + string.punctuation
+    single = [(character, -10.0) for character in characters]
+    return [*specials, *whole, *single]
+
+
+def t5_tokenizer(pieces: list[tuple[str, float]]) -> dict[str, object]:
+    """The content of a `tokenizer.json`, built as T5's own.
+
+    Its normaliser differs: NFKC and one space for any white space stand in for T5's table of
+    characters, and letters are made small since the captions have no others.
+    """
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_special(index, piece) for index, (piece, _) in enumerate(pieces[:3])],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFKC"},
+                {"type": "Lowercase"},
+                {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+                {"type": "Strip", "strip_left": True, "strip_right": True},
+            ],
+        },
+        "pre_tokenizer": metaspace,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [first, end],
+            "pair": [first, end, second, end],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+        },
+        "decoder": metaspace,
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": pieces, "byte_fallback": False},
+    }
+
+
+def _merge(symbols: list[str], pair: Merge) -> list[str]:
+    """`symbols` with each occurrence of the pair joined, from left to right."""
+    joined: list[str] = []
+    for symbol in symbols:
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
+        else:
+            joined.append(symbol)
+    return joined
+
+
+def _special(index: int, content: str) -> dict[str, object]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": index, "content": content, **flags}
