@@ -5,9 +5,10 @@ diffusion (arXiv:2112.10752), with 16 latent channels and no convolution around 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import DownLevel, Middle, UpLevel, group_norm, swish
+from .blocks import DownLevel, Middle, UpLevel, group_norm
 from .config import VAEConfig
 
 SHIFT = 0.0609
@@ -41,7 +42,7 @@ class Encoder(nn.Module):
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
-        return self.conv_out(swish(self.norm_out(self.mid(x))))
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -68,7 +69,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(swish(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class VAE(nn.Module):
