@@ -102,7 +102,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: the shape or dtype is another.
         """
-        _check(image, "an image", 3, self.config.factor)
+        check_image(image, self.config)
         mean, logvar = (
             self.encoder(image.to(self.encoder.conv_in.weight.dtype)).to(image.dtype).chunk(2, dim=1)
         )
@@ -145,7 +145,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: the shape or dtype is another.
         """
-        _check(latents, "latents", self.config.latent_channels, 1)
+        check_latents(latents, self.config)
         z = latents / SCALE + SHIFT
         return self.decoder(z.to(self.decoder.conv_in.weight.dtype)).to(latents.dtype)
 
@@ -155,23 +155,27 @@ def posterior_sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     return mean + torch.exp(0.5 * logvar) * noise
 
 
-def _check(tensor: Tensor, what: str, channels: int, factor: int) -> None:
-    """Refuse what the convolutions would take wrongly, or refuse with a puzzle."""
-    shape = tuple(tensor.shape)
-    if tensor.ndim != 4 or shape[1] != channels or not tensor.numel():
-        raise ValueError(f"{what} must be (B, {channels}, H, W), got {shape}")
-    if not tensor.is_floating_point():
-        raise ValueError(
-            f"{what} must be of a floating dtype, got {tensor.dtype}; image.to_tensor converts pictures"
-        )
-    height, width = shape[2:]
+def check_image(image: Tensor, config: VAEConfig) -> None:
+    """Raise ValueError unless `image` is (B, 3, H, W) floats of a size the encoder can halve."""
+    _check(image, "an image", 3)
+    height, width = image.shape[2:]
+    factor = config.factor
     if height % factor or width % factor:
+        nearest = " x ".join(str(max(round(size / factor), 1) * factor) for size in (height, width))
         raise ValueError(
-            f"{what} must have a height and width that are multiples of {factor}, got {height} x {width}; "
-            f"the nearest are {_nearest(height, factor)} and {_nearest(width, factor)}"
+            f"an image's height and width must be multiples of {factor}, got {height} x {width}; "
+            f"the nearest are {nearest}"
         )
 
 
-def _nearest(size: int, factor: int) -> int:
-    """The positive multiple of `factor` nearest to `size`."""
-    return max(round(size / factor), 1) * factor
+def check_latents(latents: Tensor, config: VAEConfig) -> None:
+    """Raise ValueError unless `latents` are (B, 16, h, w) floats."""
+    _check(latents, "latents", config.latent_channels)
+
+
+def _check(tensor: Tensor, what: str, channels: int) -> None:
+    """Refuse what the convolutions would take wrongly, or refuse with a puzzle."""
+    if tensor.ndim != 4 or tensor.shape[1] != channels or not tensor.numel():
+        raise ValueError(f"{what} must be (B, {channels}, H, W) and not empty, got {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{what} must be floats, got {tensor.dtype}; image.to_tensor converts pictures")
