@@ -123,6 +123,8 @@ def parse(text: str) -> Claim:
     text = " ".join(re.sub(r"[.,]", " ", text.lower()).split())
     background, rest = _take_background(text)
     relation, parts = _take_relation(rest)
+    if len(parts) > 2:
+        raise ValueError(f"not a caption of one or two shapes: {text!r} (it names {len(parts)})")
     claims = tuple(_claim(part, text) for part in parts)
     if len(claims) == 2 and relation is None:
         relation = _implied_relation(*claims)

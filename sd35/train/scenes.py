@@ -11,12 +11,14 @@ Shapes:
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from .outlines import KINDS
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 30, 35),
@@ -58,12 +60,7 @@ RELATIONS: dict[str, tuple[str, str]] = {
 }
 """What the first shape is to the second, and the places that the two then have."""
 
-INVERSE: dict[str, str] = {
-    "left of": "right of",
-    "right of": "left of",
-    "above": "below",
-    "below": "above",
-}
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 PAIR_SPREAD = 1.175
 PAIR_SIZES = ("small", "medium")  # two large ones do not fit side by side
@@ -224,58 +221,3 @@ def _layout(scenes: Sequence[Scene], generator: torch.Generator) -> Tensor:
     layout[:, :2] += POSITION_JITTER * jitter[:, :2]
     layout[:, 2] *= 1 + SIZE_JITTER * jitter[:, 2]
     return layout
-
-
-# Each kind as a distance to its edge, negative inside, in units of the shape's radius, from
-# u (P, 1, S) and v (P, S, 1), the offsets from the middle of its bounding box. Beyond corners the
-# distance is too short, which no pixel can tell.
-
-
-def _circle(u: Tensor, v: Tensor) -> Tensor:
-    return torch.sqrt(u * u + v * v) - 1
-
-
-def _square(u: Tensor, v: Tensor) -> Tensor:
-    return torch.maximum(u.abs(), v.abs()) - 0.88
-
-
-def _triangle(u: Tensor, v: Tensor) -> Tensor:
-    """Equilateral, upright, of circumradius 1.2: the largest of three signed distances to a side."""
-    v = v - 0.3  # from the middle of the box to the centroid
-    slanted = u.abs() * math.cos(math.pi / 6) - v * math.sin(math.pi / 6)
-    return torch.maximum(slanted, v) - 0.6
-
-
-def _star(u: Tensor, v: Tensor, outer: float = 1.08, inner: float = 0.46) -> Tensor:
-    """Five points, one of them up: folded into a tenth of the turn, it is one straight edge."""
-    v = v - (1 - math.cos(math.pi / 5)) / 2 * outer  # from the middle of the box to the centre
-    angle = torch.atan2(u.abs(), -v)  # 0 at the upper point
-    folded = (torch.remainder(angle + math.pi / 5, 2 * math.pi / 5) - math.pi / 5).abs()
-    length = torch.sqrt(u * u + v * v)
-    along, across = length * torch.cos(folded), length * torch.sin(folded)
-    # The edge runs from the point (outer, 0) to the notch at an angle of 36°.
-    notch_along, notch_across = inner * math.cos(math.pi / 5), inner * math.sin(math.pi / 5)
-    normal = (notch_across, outer - notch_along)
-    return ((along - outer) * normal[0] + across * normal[1]) / math.hypot(*normal)
-
-
-def _cross(u: Tensor, v: Tensor, arm: float = 0.32) -> Tensor:
-    u, v = u.abs(), v.abs()
-    upright = torch.maximum(u - arm, v - 1)
-    lying = torch.maximum(u - 1, v - arm)
-    return torch.minimum(upright, lying)
-
-
-def _ring(u: Tensor, v: Tensor, hole: float = 0.55) -> Tensor:
-    return (torch.sqrt(u * u + v * v) - (1 + hole) / 2).abs() - (1 - hole) / 2
-
-
-KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "cross": _cross,
-    "ring": _ring,
-}
-"""The kinds of shape, each with its signed distance."""

@@ -1,0 +1,121 @@
+import pytest
+import torch
+
+from sd35.train.captions import Claim, ShapeClaim, caption, held_out_prompts, parse
+from sd35.train.scenes import Scene, Shape, is_held_out, random_scene, training_scene
+
+
+def is_true(claim: Claim, scene: Scene) -> bool:
+    """Whether all that is claimed holds, with the shapes in the order of the claim."""
+    return (
+        len(claim.shapes) == len(scene.shapes)
+        and claim.background in (None, scene.background)
+        and claim.relation in (None, scene.relation)
+        and all(
+            said.kind == shape.kind
+            and said.colour in (None, shape.colour)
+            and said.size in (None, shape.size)
+            and said.place in (None, shape.place)
+            for said, shape in zip(claim.shapes, scene.shapes, strict=True)
+        )
+    )
+
+
+def test_captions_say_nothing_but_the_truth(generator):
+    for _ in range(3000):
+        scene = random_scene(generator)
+        text = caption(scene, generator)
+        claim = parse(text)
+        assert is_true(claim, scene) or is_true(claim, scene.flipped()), text
+
+
+def test_captions_vary_and_a_seed_repeats_them(generator):
+    scene = random_scene(generator, shapes=2)
+    texts, again = (
+        [caption(scene, generator) for _ in range(100)]
+        for generator in (torch.Generator().manual_seed(1), torch.Generator().manual_seed(1))
+    )
+    assert len(set(texts)) > 50
+    assert texts == again
+
+
+def test_each_attribute_is_left_out_at_times(generator):
+    scene = Scene((Shape("ring", "orange", "small", "centre"),), "grey")
+    claims = [parse(caption(scene, generator)) for _ in range(300)]
+    for said in (
+        [claim.shapes[0].colour for claim in claims],
+        [claim.shapes[0].size for claim in claims],
+        [claim.shapes[0].place for claim in claims],
+        [claim.background for claim in claims],
+    ):
+        assert 0.02 < said.count(None) / len(said) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "claim"),
+    [
+        ("circle", Claim((ShapeClaim("circle"),))),
+        ("A Red Circle.", Claim((ShapeClaim("circle", "red"),))),
+        (
+            "a small red circle on the left on a white background",
+            Claim((ShapeClaim("circle", "red", "small", "left"),), "white"),
+        ),
+        (
+            "a blue star above a yellow square on a black background",
+            Claim((ShapeClaim("star", "blue"), ShapeClaim("square", "yellow")), "black", "above"),
+        ),
+        (
+            "on a gray background, a picture of a medium-sized violet plus in the middle",
+            Claim((ShapeClaim("cross", "purple", "medium", "centre"),), "grey"),
+        ),
+        (
+            "a green ring on the left of a big pink disc on orange",
+            Claim((ShapeClaim("ring", "green"), ShapeClaim("circle", "pink", "large")), "orange", "left of"),
+        ),
+        (
+            "a star on the right and an orange ring on the left side",
+            Claim(
+                (ShapeClaim("star", place="right"), ShapeClaim("ring", "orange", place="left")),
+                relation="right of",
+            ),
+        ),
+        ("a red ring and a star", Claim((ShapeClaim("ring", "red"), ShapeClaim("star")))),
+    ],
+)
+def test_parse_reads_what_is_claimed(text, claim):
+    assert parse(text) == claim
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "lacks its kind"),
+        ("a small red", "lacks its kind"),
+        ("a black circle on white", "odd colour"),
+        ("a red dog", "not understood: 'dog'"),
+        ("a red circle and a star and a ring", "it names 3"),
+        ("a red blue circle", "not understood: 'red'"),
+        ("a circle left of a ring above a star", "not understood: 'ring above'"),
+    ],
+)
+def test_parse_refuses_what_is_no_caption(text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse(text)
+
+
+@pytest.mark.parametrize("shapes", [1, 2])
+def test_held_out_prompts_name_a_combination_that_is_held_out(shapes):
+    prompts = held_out_prompts(300, shapes=shapes, seed=0)
+    assert len(set(prompts)) == 300
+    assert prompts == held_out_prompts(300, shapes=shapes, seed=0)
+    assert prompts != held_out_prompts(300, shapes=shapes, seed=1)
+    for claim in map(parse, prompts):
+        said = tuple(Shape(s.kind, s.colour or "", s.size or "", s.place or "") for s in claim.shapes)
+        assert is_held_out(Scene(said, "white", claim.relation)), claim
+
+
+@pytest.mark.parametrize("shapes", [1, 2])
+def test_training_never_meets_a_held_out_prompt(generator, shapes):
+    held_out = set(held_out_prompts(300, shapes=shapes, seed=0))
+    trained = {caption(training_scene(generator, shapes=shapes), generator) for _ in range(5000)}
+    assert not held_out & trained
