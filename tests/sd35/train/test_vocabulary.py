@@ -8,6 +8,7 @@ from tokenizers.models import BPE
 from sd35.train.captions import caption
 from sd35.train.scenes import random_scene
 from sd35.train.vocabulary import byte_symbols, learn_merges, words, write_tokenizers
+from textenc.tokenizer import CLIPTokenizer, T5Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,17 @@ def test_the_files_are_the_same_each_time(folder, tmp_path):
     ]
     for file in files:
         assert (folder / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_textenc_reads_the_files(folder):
+    text = "A small gray ring on the left."
+    clip_l = CLIPTokenizer.load(folder / "tokenizer", pad_with_end=True)(text)
+    clip_g = CLIPTokenizer.load(folder / "tokenizer_2", pad_with_end=False)(text)
+    t5 = T5Tokenizer.load(folder / "tokenizer_3")(text)
+    ids = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+    said = [ids[f"{word}</w>"] for word in ["a", "small", "gray", "ring", "on", "the", "left", "."]]
+    start, end = ids["<|startoftext|>"], ids["<|endoftext|>"]
+    assert clip_l.ids == [start, *said, *[end] * 68]
+    assert clip_g.ids == [start, *said, end, *[0] * 67]
+    assert t5.ids[8:] == [1, *[0] * 68]
+    assert 2 not in t5.ids
