@@ -78,9 +78,13 @@ class VAE(nn.Module):
     Every method takes tensors of any floating dtype, computes in the dtype of the weights and
     answers in the dtype that came in. Gradients follow the caller's grad mode.
 
-    Range in low precision: bfloat16 holds every activation but only 8 bits of it. float16 holds
-    11 bits but overflows above 65504, which then shows as NaN; `image.to_pil` refuses to make a
-    picture of that.
+    Low precision, against float32 and relative to the largest value: bfloat16 stays within 5 %
+    and float16 within 0.5 % (the largest error of random weights; the tests hold it). float16
+    overflows above 65504, which then shows as NaN; `image.to_pil` refuses to make a picture of that.
+
+    Memory grows with the area: a decode to 1024 x 1024 takes 3 GB beside the weights in float32,
+    half of that in 16 bits. Decoding in tiles is not offered: every normalisation and the
+    attention of the middle see the whole map, so tiles would decode to another picture.
     """
 
     def __init__(self, config: VAEConfig) -> None:

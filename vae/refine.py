@@ -120,7 +120,7 @@ class _Search:
         decoded = self.vae.decode(self.x)
         error = (decoded.detach().clamp(-1, 1) - self.target).square().mean().item()
         if error != error:
-            raise ValueError("the decoding of these latents is not finite; begin from other latents")
+            raise ValueError("the image or the decoding of these latents is not finite")
         if self._last is None:
             self.first_error = error
         if error < self.error:
