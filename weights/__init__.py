@@ -1,0 +1,54 @@
+"""Files, key names and the network: from a source's name to modules that hold its weights."""
+
+from .errors import (
+    CheckpointError,
+    FileFormatError,
+    FitError,
+    GatedError,
+    HubError,
+    LicenceError,
+    MissingComponent,
+    OfflineError,
+    SourceError,
+    UnknownRepoError,
+    UnknownRevisionError,
+    ValuesError,
+)
+from .load import (
+    build_clip,
+    build_mmdit,
+    build_t5,
+    build_vae,
+    load_clip,
+    load_mmdit,
+    load_t5,
+    load_vae,
+)
+from .source import Source, resolve
+from .values import nonfinite
+
+__all__ = [
+    "CheckpointError",
+    "FileFormatError",
+    "FitError",
+    "GatedError",
+    "HubError",
+    "LicenceError",
+    "MissingComponent",
+    "OfflineError",
+    "Source",
+    "SourceError",
+    "UnknownRepoError",
+    "UnknownRevisionError",
+    "ValuesError",
+    "build_clip",
+    "build_mmdit",
+    "build_t5",
+    "build_vae",
+    "load_clip",
+    "load_mmdit",
+    "load_t5",
+    "load_vae",
+    "nonfinite",
+    "resolve",
+]

@@ -1,0 +1,235 @@
+"""One part of a model inside the files that hold it, under our own key names."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import FileFormatError
+from .file import DTYPES, MappedFile, TensorInfo
+from .folder import Folder, read_json
+from .keys import Recipe, to_ours
+from .parts import DIFFUSERS, PREFIXES, ignored, recognise, split_prefixes, which_clip
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest thing that is read as a whole: a safetensors file, or an index with its shards."""
+
+    name: str  # the file, or the index, inside its folder
+    folder: Folder
+    infos: Mapping[str, TensorInfo]  # every key of the files, prefix included
+    files: Mapping[str, str]  # the same keys to the file that holds each
+
+    @property
+    def path_hint(self) -> str:
+        """The unit's path, for what its name may tell."""
+        whole = self.folder.name
+        return whole if whole.endswith(self.name) else f"{whole}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a model: what it is made of, read from headers alone."""
+
+    part: str  # a key of PARTS
+    unit: Unit
+    recipes: Mapping[str, Recipe]  # our key to how it is made from those of the unit
+    left_over: tuple[str, ...] = ()  # keys of the unit that belong to this part and have no place in it
+    layout: str = "official"  # or "diffusers"
+    prefix: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside the file
+
+    @property
+    def where(self) -> str:
+        """Where the part lies, for messages: the folder or repository, and the file inside it."""
+        whole, name = self.unit.folder.name, self.unit.name
+        return whole if whole.endswith(name) else f"{whole}/{name}"
+
+    @property
+    def sources(self) -> dict[str, TensorInfo]:
+        """The tensors of the unit that this part is made of."""
+        return {name: self.unit.infos[name] for recipe in self.recipes.values() for name in recipe.sources}
+
+    @property
+    def files(self) -> list[str]:
+        """The files that hold them, sorted."""
+        return sorted({self.unit.files[name] for name in self.sources})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype to compute in: that of most of the bytes; bfloat16 for fp8, which is for storing only."""
+        bytes_of: Counter[str] = Counter()
+        for info in self.sources.values():
+            if DTYPES[info.dtype].is_floating_point:
+                bytes_of[info.dtype] += info.nbytes
+        dtype = DTYPES[bytes_of.most_common(1)[0][0]] if bytes_of else torch.float32
+        return torch.bfloat16 if dtype.itemsize == 1 else dtype
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Our key to shape."""
+        shapes = {name: info.shape for name, info in self.unit.infos.items()}
+        return {name: recipe.shape(shapes) for name, recipe in self.recipes.items()}
+
+    def tensors(self, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:
+        """Our key to tensor, mapped from the files, which are downloaded first where they are remote.
+
+        Args:
+            names: only these; None means all.
+        """
+        chosen = self.recipes if names is None else {name: self.recipes[name] for name in names}
+        needed = {self.unit.files[source] for recipe in chosen.values() for source in recipe.sources}
+        opened = {file: MappedFile(self.unit.folder.path(file)) for file in sorted(needed)}
+        return {
+            name: recipe.tensor(lambda source: opened[self.unit.files[source]][source])
+            for name, recipe in chosen.items()
+        }
+
+
+def units_of(folder: Folder, directory: str, files: list[str] | None = None) -> list[Unit]:
+    """The units in a directory of a folder: indices with their shards, and files that no index names.
+
+    Where a unit exists plain and as a variant (`model.fp16.safetensors`), only the plain one counts.
+
+    Args:
+        folder: where.
+        directory: "" for the folder itself.
+        files: of the folder's, look at these only; None means all.
+    """
+    here = [file for file in files or folder.files() if str(PurePosixPath(file).parent) == (directory or ".")]
+    names = [file for file in here if _is_index(file)]
+    shards = {shard for name in names for shard in _weight_map(folder, name).values()}
+    names += [file for file in here if file.endswith(".safetensors") and file not in shards]
+    stems = {PurePosixPath(name).name.split(".")[0] for name in names if not _is_variant(name)}
+    return [
+        read_unit(folder, name)
+        for name in names
+        if not (_is_variant(name) and PurePosixPath(name).name.split(".")[0] in stems)
+    ]
+
+
+def read_unit(folder: Folder, name: str) -> Unit:
+    """Read the headers of one unit.
+
+    Raises:
+        FileFormatError: a file is damaged, a shard is missing, or the index and the shards disagree.
+    """
+    if not _is_index(name):
+        tensors = folder.header(name).tensors
+        return Unit(name, folder, tensors, dict.fromkeys(tensors, name))
+    weight_map = _weight_map(folder, name)
+    absent = sorted(set(weight_map.values()) - set(folder.files()))
+    if absent:
+        raise FileFormatError(f"{folder.name}: {name} names files that are not there: {', '.join(absent)}")
+    infos: dict[str, TensorInfo] = {}
+    for shard in sorted(set(weight_map.values())):
+        header = folder.header(shard).tensors
+        named = {key for key, file in weight_map.items() if file == shard}
+        if named != set(header):
+            wrong = sorted(named ^ set(header))
+            raise FileFormatError(
+                f"{folder.name}: {name} and {shard} disagree about {len(wrong)} tensors, among them "
+                f"{wrong[0]}: they are of different downloads, fetch both again"
+            )
+        infos |= header
+    return Unit(name, folder, infos, weight_map)
+
+
+def _is_index(name: str) -> bool:
+    """Whether a file is the index of a sharded checkpoint, plain or of a variant."""
+    return name.endswith(".json") and ".safetensors.index." in name
+
+
+def _is_variant(name: str) -> bool:
+    """Whether a file repeats another in another precision, by the naming of diffusers."""
+    stem = PurePosixPath(name).name
+    return stem.startswith(("model.", "diffusion_pytorch_model.")) and any(
+        f".{word}." in stem or f".{word}-" in stem for word in ("fp16", "bf16", "fp32", "non_ema")
+    )
+
+
+def _weight_map(folder: Folder, name: str) -> dict[str, str]:
+    """Key to shard, as an index has it, with the shard's path inside the folder."""
+    weight_map = read_json(folder, name).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise FileFormatError(f"{folder.name}: {name} has no weight_map of names: fetch it again")
+    parent = PurePosixPath(name).parent
+    return {key: (parent / file).as_posix() for key, file in weight_map.items()}
+
+
+def components_of(unit: Unit) -> tuple[list[Component], list[str]]:
+    """Find the parts that a unit holds.
+
+    Returns:
+        The parts, and the keys that belong to none.
+    """
+    groups = split_prefixes(unit.infos)
+    bare = groups.pop("", [])
+    found = [_component(unit, PREFIXES[prefix], prefix, names) for prefix, names in groups.items()]
+    part = None if found else recognise(bare)
+    if part is None:
+        return found, bare
+    if part == "clip":
+        shapes = {name: unit.infos[name].shape for name in bare}
+        part = which_clip(unit.path_hint, _config(unit), shapes)
+    return [_component(unit, part, "", bare)], []
+
+
+def component_in(unit: Unit, part: str) -> Component:
+    """Read a unit as holding a certain part, named by its prefix or by none.
+
+    Args:
+        unit: what holds it.
+        part: the part; "clip" for one of the two.
+    """
+    groups = split_prefixes(unit.infos)
+    bare = groups.pop("", [])
+    for prefix, names in groups.items():
+        if PREFIXES[prefix].startswith(part):
+            return _component(unit, PREFIXES[prefix], prefix, names)
+    if part == "clip":
+        part = which_clip("", {}, {name: unit.infos[name].shape for name in bare})
+    return _component(unit, part, "", bare)
+
+
+def _component(unit: Unit, part: str, prefix: str, names: list[str]) -> Component:
+    """Bring one part's keys into our naming."""
+    raw = {name.removeprefix(prefix): name for name in names if not ignored(part, name.removeprefix(prefix))}
+    layout, left_over = "official", []
+    recipes = {name: Recipe((name,)) for name in raw}
+    if part in DIFFUSERS:
+        sign, table = DIFFUSERS[part]
+        if any(sign.match(name) for name in raw):
+            layout = "diffusers"
+            recipes, left_over = to_ours(raw, table)
+    if part == "t5":
+        recipes = _tie_embedding(recipes)
+    recipes = {
+        name: Recipe(tuple(raw[source] for source in recipe.sources), recipe.change)
+        for name, recipe in recipes.items()
+    }
+    return Component(
+        part,
+        unit,
+        recipes,
+        tuple(raw[name] for name in left_over),
+        layout,
+        prefix,
+        {} if prefix else _config(unit),
+    )
+
+
+def _tie_embedding(recipes: dict[str, Recipe]) -> dict[str, Recipe]:
+    """T5's token table goes by two names, of which a file has one or both: keep it as `shared.weight`."""
+    alias = recipes.pop("encoder.embed_tokens.weight", None)
+    return recipes if alias is None or "shared.weight" in recipes else {"shared.weight": alias, **recipes}
+
+
+def _config(unit: Unit) -> dict[str, Any]:
+    """config.json beside a unit; empty where there is none."""
+    file = (PurePosixPath(unit.name).parent / "config.json").as_posix()
+    return read_json(unit.folder, file) if file in unit.folder.files() else {}

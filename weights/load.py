@@ -1,0 +1,198 @@
+"""From a source to a module that holds its weights, ready to run.
+
+The module is built on the meta device, where it costs nothing, and takes over tensors that are
+mapped from the file: nothing is read before it is used, and there is no second copy unless the
+device or the dtype asks for one. This is the one file of the package that knows the networks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mmdit import MMDiT, MMDiTConfig
+from textenc import CLIP, T5, CLIPConfig, T5Config
+from vae import VAE, VAEConfig
+
+from .component import Component, Unit, component_in
+from .errors import FitError, SourceError
+from .file import DTYPES, TensorInfo
+from .fit import require_fit
+from .folder import Nowhere
+from .parts import PARTS
+from .source import resolve
+from .values import check_cast, check_finite
+
+Device = torch.device | str
+Tensors = Mapping[str, Tensor] | Mapping[str, Sequence[int]]
+
+
+def load_mmdit(source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None) -> MMDiT:
+    """Load the MM-DiT of a source, in eval mode, with parameters that want no gradient.
+
+    Args:
+        source: "tiny", a .safetensors file, a folder in the official or the diffusers layout, or
+            "owner/name[/file][@revision]" on the Hugging Face Hub.
+        device: where the weights go. On the CPU they stay mapped to the file.
+        dtype: cast to this. None keeps what the file holds: the most common dtype where it holds
+            several, and bfloat16 for fp8, in which nothing can be computed.
+
+    Raises:
+        CheckpointError: its subclasses tell a bad source, file, fit, weights that are not finite,
+            and what the Hub refused. Everything is checked before anything is loaded.
+    """
+    return cast(MMDiT, load_component(resolve(source, ["mmdit"]).component("mmdit"), device, dtype))
+
+
+def load_vae(source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None) -> VAE:
+    """Load the autoencoder of a source; as `load_mmdit`."""
+    return cast(VAE, load_component(resolve(source, ["vae"]).component("vae"), device, dtype))
+
+
+def load_t5(source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None) -> T5:
+    """Load the T5 encoder of a source; as `load_mmdit`."""
+    return cast(T5, load_component(resolve(source, ["t5"]).component("t5"), device, dtype))
+
+
+def load_clip(
+    source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None, *, part: str | None = None
+) -> CLIP:
+    """Load one CLIP text encoder of a source; as `load_mmdit`.
+
+    Args:
+        source: as in `load_mmdit`.
+        device: where the weights go.
+        dtype: cast to this; None keeps what the file holds.
+        part: "clip_l" or "clip_g"; needed only where the source holds both.
+
+    Raises:
+        CheckpointError: as `load_mmdit`, or both are there and `part` does not say which.
+    """
+    if part not in (None, "clip_l", "clip_g"):
+        raise SourceError(f"part is 'clip_l' or 'clip_g', not {part!r}")
+    found = resolve(source, ["clip_l", "clip_g"] if part is None else [part])
+    if len(found.components) > 1:
+        raise SourceError(f"{found.name} holds both CLIP encoders: say part='clip_l' or part='clip_g'")
+    return cast(
+        CLIP, load_component(found.component(part or next(iter(found.components), "clip_l")), device, dtype)
+    )
+
+
+def load_component(
+    component: Component, device: Device = "cpu", dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Load one part that `resolve` found: build, check, and only then fill.
+
+    Raises:
+        CheckpointError: as `load_mmdit`.
+    """
+    module = build_component(component)
+    require_fit(component, module)
+    stored = component.tensors(tuple(module.state_dict()))
+    check_finite(stored, name=component.where)
+    target = dtype or component.dtype
+    ready = {
+        name: tensor.to(device, target if tensor.is_floating_point() else None)
+        for name, tensor in stored.items()
+    }
+    narrowed = {
+        name: tensor for name, tensor in ready.items() if _may_overflow(stored[name].dtype, tensor.dtype)
+    }
+    check_cast(narrowed, target, name=component.where)
+    module.load_state_dict(ready, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _may_overflow(stored: torch.dtype, ready: torch.dtype) -> bool:
+    """Whether a cast can make a finite number infinite."""
+    return ready.is_floating_point and torch.finfo(ready).max < torch.finfo(stored).max
+
+
+def build_component(component: Component) -> nn.Module:
+    """Build the empty module of a component's sizes, on the meta device.
+
+    Raises:
+        FitError: the sizes cannot be told, because a tensor that decides one is missing or misshapen.
+    """
+    try:
+        with torch.device("meta"):
+            return _MODULES[component.part](component)
+    except ValueError as error:
+        raise FitError(
+            f"{component.where or 'this'} holds no whole {PARTS[component.part]}: {error}"
+        ) from error
+
+
+def _clip(component: Component) -> CLIP:
+    """Build a CLIP encoder; what no shape tells is config.json's word, or else the part's custom."""
+    custom = "quick_gelu" if component.part == "clip_l" else "gelu"
+    config = CLIPConfig.from_shapes(
+        component.shapes(),
+        activation=component.config.get("hidden_act", custom),
+        num_heads=component.config.get("num_attention_heads"),
+    )
+    return CLIP(config)
+
+
+_MODULES: Mapping[str, Callable[[Component], nn.Module]] = {
+    "mmdit": lambda component: MMDiT(MMDiTConfig.from_shapes(component.shapes())),
+    "vae": lambda component: VAE(VAEConfig.from_shapes(component.shapes())),
+    "clip_l": _clip,
+    "clip_g": _clip,
+    "t5": lambda component: T5(T5Config.from_shapes(component.shapes())),
+}
+
+
+def build_mmdit(tensors: Tensors) -> MMDiT:
+    """Build the MM-DiT that fits these tensors, with weights that are not set.
+
+    Args:
+        tensors: name to tensor, or to shape. The names may have the official prefix or none, and
+            may be those of diffusers; other parts' tensors are passed over.
+
+    Returns:
+        A module on the tensors' device and in their dtype, or on the meta device where they are there,
+        where only shapes were given, and under `torch.device("meta")`.
+
+    Raises:
+        FitError: the sizes cannot be told from them.
+    """
+    return cast(MMDiT, _build("mmdit", tensors))
+
+
+def build_vae(tensors: Tensors) -> VAE:
+    """Build the autoencoder that fits these tensors; as `build_mmdit`."""
+    return cast(VAE, _build("vae", tensors))
+
+
+def build_t5(tensors: Tensors) -> T5:
+    """Build the T5 encoder that fits these tensors; as `build_mmdit`."""
+    return cast(T5, _build("t5", tensors))
+
+
+def build_clip(tensors: Tensors, *, part: str | None = None) -> CLIP:
+    """Build the CLIP text encoder that fits these tensors; as `build_mmdit`.
+
+    Args:
+        tensors: as in `build_mmdit`.
+        part: "clip_l" or "clip_g"; None tells them apart by width, then by the projection.
+    """
+    return cast(CLIP, _build(part or "clip", tensors))
+
+
+def _build(part: str, tensors: Tensors) -> nn.Module:
+    """Describe tensors as a component, and build for it."""
+    spelled = {dtype: name for name, dtype in DTYPES.items()}
+    infos, devices = {}, [torch.get_default_device()]
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            infos[name] = TensorInfo(tuple(tensor.shape), spelled[tensor.dtype])
+            devices.append(tensor.device)
+        else:
+            infos[name] = TensorInfo(tuple(tensor), "F32")
+            devices.append(torch.device("meta"))
+    component = component_in(Unit("these tensors", Nowhere(), infos, dict.fromkeys(infos, "")), part)
+    module = build_component(component).to(component.dtype)
+    return module if torch.device("meta") in devices else module.to_empty(device=devices[-1])

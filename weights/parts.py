@@ -1,0 +1,106 @@
+"""The six parts a model is made of: how each is told by its keys, and which keys are nobody's.
+
+A part goes by one name everywhere: mmdit, vae, clip_l, clip_g, t5, controlnet.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from .keys import Layout
+from .layouts import CONTROLNET, MMDIT, VAE
+
+PARTS: Mapping[str, str] = {
+    "mmdit": "MM-DiT",
+    "vae": "autoencoder",
+    "clip_l": "text encoder CLIP-L",
+    "clip_g": "text encoder CLIP-G",
+    "t5": "text encoder T5",
+    "controlnet": "ControlNet",
+}
+"""Every part and what messages call it."""
+
+PREFIXES: Mapping[str, str] = {
+    "model.diffusion_model.": "mmdit",
+    "first_stage_model.": "vae",
+    "text_encoders.clip_l.transformer.": "clip_l",
+    "text_encoders.clip_g.transformer.": "clip_g",
+    "text_encoders.t5xxl.transformer.": "t5",
+}
+"""What stands before a part's keys in an official file that holds several parts."""
+
+DIFFUSERS: Mapping[str, tuple[re.Pattern[str], Layout]] = {
+    "mmdit": (re.compile(r"transformer_blocks\."), MMDIT),
+    "vae": (re.compile(r"\w+\.(down_blocks|up_blocks|mid_block|conv_norm_out)\."), VAE),
+    "controlnet": (re.compile(r"transformer_blocks\.\d+\.(attn\.to_|ff\.|norm1\.)"), CONTROLNET),
+}
+"""The parts that diffusers stores under other keys: what tells its layout, and the table."""
+
+_BARE = (
+    (re.compile(r"controlnet_blocks\."), "controlnet"),
+    (re.compile(r"joint_blocks\.|transformer_blocks\."), "mmdit"),
+    (re.compile(r"(encoder|decoder)\.(down|up|mid)(_blocks?)?\."), "vae"),
+    (re.compile(r"text_model\."), "clip"),
+    (re.compile(r"encoder\.block\.\d+\.layer\."), "t5"),
+)
+
+IGNORED: Mapping[str, re.Pattern[str]] = {
+    # What training left behind in any file, and what is computed rather than stored.
+    "": re.compile(r"loss\..*|(.*\.)?(logit_scale|position_ids|model_sampling\.sigmas)"),
+    # The official ControlNets hold this layer and never run it.
+    "controlnet": re.compile(r"context_embedder\..*"),
+    # SD3 does not project CLIP-L, whatever a file holds.
+    "clip_l": re.compile(r"text_projection\.weight"),
+}
+"""Keys that are read past, by part; under "" those of any part."""
+
+
+def ignored(part: str, name: str) -> bool:
+    """Whether a key (without prefix) is known to be of no use to a part."""
+    return any(IGNORED[key].fullmatch(name) is not None for key in ("", part) if key in IGNORED)
+
+
+def split_prefixes(names: Iterable[str]) -> dict[str, list[str]]:
+    """Sort the keys of a file by official prefix; what has none comes under "".
+
+    Keys that no part wants (`IGNORED`) are left out.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+        if prefix or not ignored("", name):
+            groups.setdefault(prefix, []).append(name)
+    return groups
+
+
+def recognise(names: Iterable[str]) -> str | None:
+    """Tell which part keys without a prefix belong to: a part, "clip" for one of the two, or None."""
+    names = list(names)
+    return next((part for pattern, part in _BARE if any(pattern.match(name) for name in names)), None)
+
+
+def which_clip(hint: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Decide between CLIP-L and CLIP-G, which have the same keys and other activations.
+
+    The first of these that says something decides: the activation in config.json (quick_gelu is
+    CLIP-L's), the file's or folder's name, the width (768 or 1280), and last whether there is a
+    projection, which only CLIP-G's file holds.
+
+    Args:
+        hint: the file's path, of which the last two parts are looked at.
+        config: config.json beside the file; may be empty.
+        shapes: key without prefix to shape.
+    """
+    activations = {"quick_gelu": "clip_l", "gelu": "clip_g"}
+    if config.get("hidden_act") in activations:
+        return activations[config["hidden_act"]]
+    for word in reversed(PurePosixPath(hint.lower()).parts[-2:]):
+        if "clip_g" in word or word == "text_encoder_2":
+            return "clip_g"
+        if "clip_l" in word or word == "text_encoder":
+            return "clip_l"
+    width = shapes.get("text_model.final_layer_norm.weight", (0,))[0]
+    if width in (768, 1280):
+        return "clip_l" if width == 768 else "clip_g"
+    return "clip_g" if "text_projection.weight" in shapes else "clip_l"
