@@ -13,7 +13,7 @@ float64 all of it is a no-op, and in bfloat16 it costs little and keeps the sum 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -185,7 +185,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embedded tokens (B, L, D) to (B, L, D)."""
-        bias = self.block[0].layer[0].SelfAttention.position_bias(x.shape[1])  # (1, H, L, L), for all blocks
+        first = cast(AttentionBranch, cast(Block, self.block[0]).layer[0])
+        bias = first.SelfAttention.position_bias(x.shape[1])  # (1, H, L, L), for all blocks
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         for block in self.block:
             x = block(x, bias)
