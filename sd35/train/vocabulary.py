@@ -1,4 +1,4 @@
-"""The tokenizer files of the embedded model: each word of the captions is one token.
+"""The tokenizers of the embedded model: each word of the captions is one token.
 
 Two vocabularies, in the formats of the official ones. CLIP's is a byte-level BPE (GPT-2's byte
 symbols, once plain and once with `</w>` for the end of a word, then one symbol for each merge, then
@@ -10,9 +10,14 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from textenc.tokenizer import CLIPTokenizer, T5Tokenizer
 
 from .captions import (
     BACKGROUND_WORDS,
@@ -30,6 +35,47 @@ CLIP_FOLDERS = ("tokenizer", "tokenizer_2")  # CLIP-L's and CLIP-G's
 T5_FOLDER = "tokenizer_3"
 
 Merge = tuple[str, str]
+
+
+class Tokenizers:
+    """The three tokenizers in a folder that `write_tokenizers` made, for whole batches of captions.
+
+    `textenc` reads the same files prompt by prompt, and to its full length; training has many short
+    texts and wants no more padding than they need.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        l_folder, g_folder = CLIP_FOLDERS
+        self.clip_l = CLIPTokenizer.load(folder / l_folder, pad_with_end=True)
+        self.clip_g = CLIPTokenizer.load(folder / g_folder, pad_with_end=False)
+        self.t5 = T5Tokenizer.load(folder / T5_FOLDER)
+
+    @property
+    def clip_size(self) -> int:
+        """The number of ids of CLIP-L and CLIP-G."""
+        return self.clip_l.tokenizer.get_vocab_size()
+
+    @property
+    def t5_size(self) -> int:
+        """The number of ids of T5."""
+        return self.t5.tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str], *, length: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids of B captions for CLIP-L, CLIP-G and T5, (B, L) int64 each.
+
+        Args:
+            texts: captions, or empty texts.
+            length: pad to this many tokens; None pads each encoder's ids to its longest caption.
+
+        Raises:
+            ValueError: a caption has more than `length` tokens.
+        """
+        clip_l, clip_g = (
+            _padded([[clip.start.id, *row, clip.end.id] for row in _ids(clip, texts)], clip.pad.id, length)
+            for clip in (self.clip_l, self.clip_g)
+        )
+        t5 = _padded([[*row, self.t5.end.id] for row in _ids(self.t5, texts)], self.t5.pad.id, length)
+        return clip_l, clip_g, t5
 
 
 def write_tokenizers(folder: Path) -> None:
@@ -144,6 +190,19 @@ def t5_tokenizer(pieces: list[tuple[str, float]]) -> dict[str, object]:
         "decoder": metaspace,
         "model": {"type": "Unigram", "unk_id": 2, "vocab": pieces, "byte_fallback": False},
     }
+
+
+def _ids(encoder: CLIPTokenizer | T5Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids without specials."""
+    return [encoded.ids for encoded in encoder.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def _padded(rows: list[list[int]], pad: int, length: int | None) -> Tensor:
+    """Rows of unequal length as one tensor, (B, L)."""
+    longest = max(map(len, rows))
+    if length is not None and longest > length:
+        raise ValueError(f"a caption has {longest} tokens, more than the {length} asked for")
+    return torch.tensor([row + [pad] * ((length or longest) - len(row)) for row in rows])
 
 
 def _merge(symbols: list[str], pair: Merge) -> list[str]:

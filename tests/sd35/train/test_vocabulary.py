@@ -2,12 +2,13 @@ import json
 import re
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from sd35.train.captions import caption
 from sd35.train.scenes import random_scene
-from sd35.train.vocabulary import byte_symbols, learn_merges, words, write_tokenizers
+from sd35.train.vocabulary import Tokenizers, byte_symbols, learn_merges, words, write_tokenizers
 from textenc.tokenizer import CLIPTokenizer, T5Tokenizer
 
 
@@ -114,3 +115,21 @@ def test_textenc_reads_the_files(folder):
     assert clip_g.ids == [start, *said, end, *[0] * 67]
     assert t5.ids[8:] == [1, *[0] * 68]
     assert 2 not in t5.ids
+
+
+def test_batches_are_encoded_as_textenc_encodes_each(folder):
+    tokenizers = Tokenizers(folder)
+    texts = ["", "a red ring", "a medium-sized violet plus at the top with a gray background"]
+    padded = tokenizers.encode(texts, length=77)
+    for ids, encoder in zip(padded, (tokenizers.clip_l, tokenizers.clip_g, tokenizers.t5), strict=True):
+        assert ids.tolist() == [encoder(text).ids for text in texts]
+    short = tokenizers.encode(texts)
+    assert [ids.shape[1] for ids in short] == [15, 15, 12]
+    assert all(torch.equal(ids, full[:, : ids.shape[1]]) for ids, full in zip(short, padded, strict=True))
+    assert max(ids.max() for ids in short[:2]) == tokenizers.clip_size - 1
+    assert short[2].max() < tokenizers.t5_size
+
+
+def test_a_caption_beyond_the_length_is_refused(folder):
+    with pytest.raises(ValueError, match="5 tokens, more than the 4"):
+        Tokenizers(folder).encode(["a red ring"], length=4)
