@@ -22,6 +22,7 @@ from .load import (
     load_clip,
     load_mmdit,
     load_t5,
+    load_textenc,
     load_vae,
 )
 from .source import Source, resolve
@@ -48,6 +49,7 @@ __all__ = [
     "load_clip",
     "load_mmdit",
     "load_t5",
+    "load_textenc",
     "load_vae",
     "nonfinite",
     "resolve",

@@ -63,14 +63,15 @@ class Recipe:
             if not all(parts) or len({part[1:] for part in parts}) > 1:
                 listed = ", ".join(f"{name} {list(shapes[name])}" for name in self.sources)
                 raise FitError(f"these tensors should have one shape and have several: {listed}")
-            return (sum(part[0] for part in parts), *shape[1:])
+            return (sum(shapes[name][0] for name in self.sources), *shape[1:])
         return (*shape, 1, 1) if self.change == "conv" and len(shape) == 2 else shape
 
     def tensor(self, read: Callable[[str], Tensor]) -> Tensor:
         """Make the tensor; what `read` gives, or a view of it, wherever nothing has to move."""
-        if len(self.sources) > 1:
-            return torch.cat([read(name) for name in self.sources])
-        tensor = read(self.sources[0])
+        tensors = [read(name) for name in self.sources]
+        if len(tensors) > 1:
+            return torch.cat(tensors)
+        tensor = tensors[0]
         if self.change == "swap":
             return torch.cat(tensor.chunk(2)[::-1])
         if self.change == "conv" and tensor.ndim == 2:

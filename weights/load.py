@@ -6,26 +6,25 @@ device or the dtype asks for one. This is the one file of the package that knows
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmdit import MMDiT, MMDiTConfig
-from textenc import CLIP, T5, CLIPConfig, T5Config
+from textenc import CLIP, T5, CLIPConfig, CLIPTokenizer, T5Config, T5Tokenizer, TextEncoder, Widths
 from vae import VAE, VAEConfig
 
 from .component import Component, Unit, component_in
 from .errors import FitError, SourceError
 from .file import DTYPES, TensorInfo
-from .fit import require_fit
+from .fill import Device, fill
 from .folder import Nowhere
 from .parts import PARTS
-from .source import resolve
-from .values import check_cast, check_finite
+from .source import Source, resolve
 
-Device = torch.device | str
 Tensors = Mapping[str, Tensor] | Mapping[str, Sequence[int]]
 
 
@@ -80,6 +79,79 @@ def load_clip(
     )
 
 
+def load_textenc(
+    source: str | Path,
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    clip_l: bool | str | Path = True,
+    clip_g: bool | str | Path = True,
+    t5: bool | str | Path = True,
+    tokenizers: str | Path | None = None,
+    one_by_one: bool = False,
+) -> TextEncoder:
+    """Load the text encoders of a source with their tokenizers.
+
+    Args:
+        source: as in `load_mmdit`.
+        device: where the weights go.
+        dtype: cast to this; None keeps what each file holds.
+        clip_l: False leaves this encoder out; another source takes it from there.
+        clip_g: the same for CLIP-G.
+        t5: the same for T5, which is 9.8 GB in the released models.
+        tokenizers: another source for the tokenizers, which no weights file holds; None means `source`.
+        one_by_one: load each encoder when a prompt is encoded, and free it before the next.
+
+    Raises:
+        CheckpointError: as `load_mmdit`; `MissingComponent` names an encoder or a tokenizer that is
+            not there and says what to fetch.
+    """
+    asked = {"clip_l": clip_l, "clip_g": clip_g, "t5": t5}
+    here = [part for part, where in asked.items() if where is True]
+    main = resolve(source, here)
+    vocabularies = main if tokenizers is None else resolve(tokenizers, ())
+    found: dict[str, Component] = {}
+    for part, where in asked.items():
+        if where is not False:
+            found[part] = (main if where is True else resolve(where, [part])).component(part)
+    # Tokenizers come first: they are quick to read, and one that is missing should not cost a download.
+    read = {part: _tokenizer(part, vocabularies) for part in found}
+    loaders = {part: partial(load_component, component, device, dtype) for part, component in found.items()}
+    encoders: dict[str, Any] = loaders if one_by_one else {part: load() for part, load in loaders.items()}
+    return TextEncoder(
+        clip_l=encoders.get("clip_l"),
+        clip_g=encoders.get("clip_g"),
+        t5=encoders.get("t5"),
+        tokenizer_l=read.get("clip_l"),
+        tokenizer_g=read.get("clip_g"),
+        tokenizer_t5=read.get("t5"),
+        widths=Widths() if len(found) == len(asked) else _widths(source, found),
+    )
+
+
+def _tokenizer(part: str, source: Source) -> Any:
+    """Read the tokenizer of one encoder."""
+    if part == "t5":
+        return T5Tokenizer.load(source.tokenizer(part))
+    return CLIPTokenizer.load(source.tokenizer(part), pad_with_end=part == "clip_l")
+
+
+def _widths(source: str | Path, found: Mapping[str, Component]) -> Widths:
+    """How wide the encoders that were left out would be: what the source itself says, else SD3's widths."""
+    keys = {
+        "clip_l": "text_model.final_layer_norm.weight",
+        "clip_g": "text_model.final_layer_norm.weight",
+        "t5": "encoder.final_layer_norm.weight",
+    }
+    known = {part: component.shapes()[keys[part]][0] for part, component in found.items()}
+    rest = resolve(source, ["mmdit", *(part for part in keys if part not in known)]).components
+    known |= {part: rest[part].shapes()[keys[part]][0] for part in keys if part in rest}
+    if "mmdit" in rest:
+        known.setdefault("t5", rest["mmdit"].shapes()["context_embedder.weight"][1])
+    names = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "context"}
+    return Widths(**{names[part]: width for part, width in known.items()})
+
+
 def load_component(
     component: Component, device: Device = "cpu", dtype: torch.dtype | None = None
 ) -> nn.Module:
@@ -89,25 +161,8 @@ def load_component(
         CheckpointError: as `load_mmdit`.
     """
     module = build_component(component)
-    require_fit(component, module)
-    stored = component.tensors(tuple(module.state_dict()))
-    check_finite(stored, name=component.where)
-    target = dtype or component.dtype
-    ready = {
-        name: tensor.to(device, target if tensor.is_floating_point() else None)
-        for name, tensor in stored.items()
-    }
-    narrowed = {
-        name: tensor for name, tensor in ready.items() if _may_overflow(stored[name].dtype, tensor.dtype)
-    }
-    check_cast(narrowed, target, name=component.where)
-    module.load_state_dict(ready, assign=True)
-    return module.eval().requires_grad_(False)
-
-
-def _may_overflow(stored: torch.dtype, ready: torch.dtype) -> bool:
-    """Whether a cast can make a finite number infinite."""
-    return ready.is_floating_point and torch.finfo(ready).max < torch.finfo(stored).max
+    fill(module, component, device, dtype)
+    return module
 
 
 def build_component(component: Component) -> nn.Module:

@@ -29,8 +29,12 @@ Official repositories on the Hub hold the MM-DiT twice. The single file in the r
 to be joined in memory. A VAE or an encoder in a folder of its own wins over one inside a big file.
 """
 
-TOKENIZERS: Mapping[str, str] = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
-"""The subfolder that holds each encoder's tokenizer, in both layouts."""
+TOKENIZERS: Mapping[str, tuple[str, ...]] = {
+    "clip_l": ("tokenizer", "tokenizer_2"),
+    "clip_g": ("tokenizer_2", "tokenizer"),
+    "t5": ("tokenizer_3",),
+}
+"""The subfolders with each encoder's tokenizer, in both layouts. The CLIPs share one vocabulary."""
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "spiece.model")
 """What a tokenizer is read from."""
@@ -85,7 +89,7 @@ class Source:
         if part not in self.tokenizers:
             raise MissingComponent(
                 f"{self.name} holds no tokenizer for {PARTS[part]}: a single weights file never does. "
-                f"Put {FETCH[TOKENIZERS[part]]} from stabilityai/stable-diffusion-3.5-medium beside the "
+                f"Put {FETCH[TOKENIZERS[part][0]]} from stabilityai/stable-diffusion-3.5-medium beside the "
                 'weights and name the folder, or pass tokenizers="another source"'
             )
         directory = self.tokenizers[part]
@@ -127,7 +131,11 @@ def resolve(source: str | Path, parts: Collection[str] | None = None) -> Source:
         for file in folder.files()
         if PurePosixPath(file).name in TOKENIZER_FILES
     }
-    tokenizers = {part: place for part, place in TOKENIZERS.items() if place in present}
+    tokenizers = {
+        part: next(place for place in places if place in present)
+        for part, places in TOKENIZERS.items()
+        if any(place in present for place in places)
+    }
     if not scanner.parts_seen and not tokenizers:
         raise SourceError(_no_model(folder, stray))
     also = tuple(part for part in PARTS if part in scanner.parts_seen and part not in components)
