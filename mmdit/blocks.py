@@ -56,8 +56,8 @@ class QKNorm(nn.Module):
 class Attention(nn.Module):
     """What one stream does around an attention: `qkv` and per-head norms before it, `proj` after.
 
-    SD3-medium has no norms: there `ln_q` and `ln_k` pass their input on, so that the query and the
-    key of every model are the output of a module with the same path.
+    SD3-medium has no norms: there `ln_q` and `ln_k` pass their input on, as `v` does in every model, so
+    that the query, key and value of every model are the output of a module with the same path.
     """
 
     def __init__(self, dim: int, num_heads: int, *, qk_norm: bool, out: bool = True) -> None:
@@ -66,13 +66,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.ln_q = QKNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.ln_k = QKNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.v = nn.Identity()
         if out:
             self.proj = nn.Linear(dim, dim)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, L, D) to q, k, v, each (B, H, L, K)."""
         q, k, v = rearrange(self.qkv(x), "b l (three h k) -> three b h l k", three=3, h=self.num_heads)
-        return self.ln_q(q), self.ln_k(k), v
+        return self.ln_q(q), self.ln_k(k), self.v(v)
 
 
 class SelfAttention(Attention):
@@ -97,7 +98,10 @@ class Mlp(nn.Module):
 
 
 class Stream(nn.Module):
-    """The weights of one stream of a block; `JointBlock.forward` is where they are used."""
+    """The weights of one stream of a block; `JointBlock.forward` is where they are used.
+
+    `attended` passes on the tokens between the block's two halves, after attention and before the MLP.
+    """
 
     def __init__(
         self, dim: int, num_heads: int, *, qk_norm: bool, dual: bool = False, read_only: bool = False
@@ -108,6 +112,7 @@ class Stream(nn.Module):
         if dual:
             self.attn2 = SelfAttention(dim, num_heads, qk_norm=qk_norm)
         if not read_only:
+            self.attended = nn.Identity()
             self.norm2 = Norm()
             self.mlp = Mlp(dim)
         self.adaLN_modulation = AdaLN(dim, 2 if read_only else 9 if dual else 6)
@@ -170,12 +175,13 @@ class JointBlock(nn.Module):
         if self.dual:
             shift2, scale2, gate2 = modulation2
             x = x + gate2 * image.attn2(modulate(x_normed, shift2, scale2))
+        x = image.attended(x)
         x = x + gate_mlp * image.mlp(modulate(image.norm2(x), shift_mlp, scale_mlp))
         if self.last:
             return x, None
 
         gate, shift_mlp, scale_mlp, gate_mlp = context_modulation
-        context = context + gate * text.attn.proj(context_out)
+        context = text.attended(context + gate * text.attn.proj(context_out))
         context = context + gate_mlp * text.mlp(modulate(text.norm2(context), shift_mlp, scale_mlp))
         return x, context
 

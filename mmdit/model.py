@@ -50,6 +50,8 @@ class MMDiT(nn.Module):
         self.y_embedder = Embedder(config.pooled_dim, dim)
         self.context_embedder = nn.Linear(config.context_dim, dim)
         self.register_buffer("pos_embed", torch.zeros(1, config.pos_embed_size**2, dim))
+        self.patches = nn.Identity()  # passes on the image tokens with their positions
+        self.conditioning = nn.Identity()  # passes on c
         self.joint_blocks = nn.ModuleList(
             JointBlock(
                 dim,
@@ -95,8 +97,9 @@ class MMDiT(nn.Module):
         dtype, patch = self.context_embedder.weight.dtype, self.config.patch_size
         height, width = latents.shape[-2] // patch, latents.shape[-1] // patch
 
-        x = self.x_embedder(latents.to(dtype)) + crop_positions(self.pos_embed, height, width)  # (B, N, D)
-        c = self.t_embedder(sigma) + self.y_embedder(pooled.to(dtype))  # (B, D)
+        positions = crop_positions(self.pos_embed, height, width)  # (1, N, D)
+        x = self.patches(self.x_embedder(latents.to(dtype)) + positions)  # (B, N, D)
+        c = self.conditioning(self.t_embedder(sigma) + self.y_embedder(pooled.to(dtype)))  # (B, D)
         stream: Tensor | None = self.context_embedder(context.to(dtype))  # (B, M, D)
 
         for i, block in enumerate(self.joint_blocks):
