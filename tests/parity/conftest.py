@@ -12,7 +12,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 LIMITS = {torch.float32: 2e-6, torch.float64: 1e-12}
-"""Largest error that parity allows, relative to the largest magnitude of what is compared."""
+"""Largest error that parity allows, relative to the largest magnitude of what is compared.
+
+Two correct implementations differ in float32 by the order of their sums. Measured here: the transformer
+7e-7, the text encoders 1e-6, the autoencoder 1.8e-6.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,9 @@ class Reference:
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, without it."""
         return {
-            name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
         }
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
@@ -64,7 +70,11 @@ def taken(module: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]
                 outputs[path] = output.clone()
             else:  # a joint block gives its two streams, of which the last block has lost one
                 outputs.update(
-                    {f"{path}.{n}": y.clone() for n, y in zip(("x", "context"), output, strict=True) if y is not None}
+                    {
+                        f"{path}.{n}": y.clone()
+                        for n, y in zip(("x", "context"), output, strict=True)
+                        if y is not None
+                    }
                 )
 
         return hook

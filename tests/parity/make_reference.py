@@ -103,7 +103,7 @@ def transformer_file(name: str, sizes: models.TransformerSizes) -> tuple[Tensors
                 "velocity_skip_layers": velocity(model, inputs, dtype, skip_layers=[sizes.depth - 2]),
             }
         result |= {f"out{suffix}/{key}": tensor for key, tensor in outputs.items()}
-    result["out64_float32_statistics/velocity"] = velocity(model, inputs, torch.float64)
+    result["out64_float32_statistics/velocity"] = velocity(model.double(), inputs, torch.float64)
     model.float()
     for dtype, suffix in ((torch.bfloat16, "_bf16"), (torch.float16, "_fp16")):
         low = copy.deepcopy(model).to(dtype)
@@ -141,7 +141,7 @@ def vae_taps() -> dict[str, Tap]:
     """Every stage of the encoder and the decoder."""
     taps: dict[str, Tap] = {}
     for side, stack in (("encoder", "down"), ("decoder", "up")):
-        taps |= {f"{side}.{end}": (f"{side}.{end}", whole) for end in ("conv_in", "conv_out")}
+        taps[f"{side}.conv_out"] = (f"{side}.conv_out", whole)
         middle = {"block_1": "resnets.0", "attn_1": "attentions.0", "block_2": "resnets.1"}
         taps |= {
             f"{side}.mid.{ours}": (f"{side}.mid_block.{theirs}", whole) for ours, theirs in middle.items()
@@ -156,9 +156,9 @@ def vae_file() -> tuple[Tensors, nn.Module]:
     """The autoencoder: every stage, the moments of an image, the image of latents."""
     weights, model = models.autoencoder(VAE, SEEDS["vae"])
     generator = torch.Generator().manual_seed(SEEDS["vae"])
-    pixels = torch.randint(0, 256, (1, 3, 8, 24), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (1, 3, 16, 24), generator=generator, dtype=torch.uint8)
     inputs = {"in/image_uint8": pixels, "in/image": pixels / 255 * 2 - 1}
-    inputs["in/latents"] = torch.randn(1, 16, 1, 3, generator=generator)
+    inputs["in/latents"] = torch.randn(1, 16, 2, 3, generator=generator)
 
     def call(dtype: torch.dtype) -> Tensors:
         posterior = model.encode(inputs["in/image"].to(dtype)).latent_dist

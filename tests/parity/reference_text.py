@@ -64,8 +64,12 @@ def clip_run(model: nn.Module, ids: Tensor) -> Tensors:
 
 def t5_run(model: nn.Module, ids: Tensor) -> Tensors:
     """A T5 encoder's blocks and its output."""
-    taps = {path: (path, whole) for path in ("shared", "encoder.block.0", "encoder.block.1")}
-    return both_precisions(model, taps, lambda dtype: {"last": model(ids).last_hidden_state})
+    taps = {path: (path, whole) for path in ("encoder.block.0", "encoder.block.1")}
+    taps["shared"] = ("encoder.embed_tokens", whole)  # the same table under its other name
+    result = both_precisions(model, taps, lambda dtype: {"last": model(ids).last_hidden_state})
+    result["out64_float32_statistics/last"] = model.double()(ids).last_hidden_state
+    model.float()
+    return result
 
 
 def pipeline(folder: Path, transformer: nn.Module, vae: nn.Module) -> StableDiffusion3Pipeline:

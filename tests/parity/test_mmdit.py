@@ -26,7 +26,9 @@ def build(weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype = torch
     return model.to(dtype).eval()
 
 
-def velocity(model: MMDiT, file, latents: str = "in/latents", sigma: Tensor | None = None, **kwargs) -> Tensor:
+def velocity(
+    model: MMDiT, file, latents: str = "in/latents", sigma: Tensor | None = None, **kwargs
+) -> Tensor:
     dtype = model.pos_embed.dtype
     sigma = file["in/sigma"] if sigma is None else sigma
     inputs = (file[name].to(dtype) for name in ("in/context", "in/pooled"))
@@ -45,7 +47,10 @@ def model_of(file, dtype: torch.dtype = torch.float32) -> MMDiT:
 def test_sizes_are_read_off_the_shapes(diffusers) -> None:
     sizes, config = diffusers.config["sizes"], model_of(diffusers).config
     assert (config.dim, config.depth, config.qk_norm) == (sizes["dim"], sizes["depth"], sizes["qk_norm"])
-    assert (config.dual_blocks, config.pos_embed_size) == (tuple(sizes["dual_blocks"]), sizes["pos_embed_size"])
+    assert (config.dual_blocks, config.pos_embed_size) == (
+        tuple(sizes["dual_blocks"]),
+        sizes["pos_embed_size"],
+    )
     assert (config.context_dim, config.pooled_dim) == (sizes["context_dim"], sizes["pooled_dim"])
 
 
@@ -112,7 +117,10 @@ def test_every_block_as_in_the_original(name: str, golden, tapped, agree) -> Non
     streams = {stage: y for stage, y in stages.items() if stage.endswith((".x", ".context"))}
     actual |= {stage.replace("joint_blocks.", "block"): y for stage, y in streams.items()}
     actual["c_mod"] = stages["t_embedder"] + stages["y_embedder"]
-    actual |= {f"block0.joint_attn.{n}": rearrange(y, "b h l k -> b l (h k)") for n, y in zip("qkv", qkv, strict=True)}
+    actual |= {
+        f"block0.joint_attn.{n}": rearrange(y, "b h l k -> b l (h k)")
+        for n, y in zip("qkv", qkv, strict=True)
+    }
     expected["block0.joint_attn.v"] = expected["block0.joint_attn.v"].flatten(2)
     agree(actual, {stage: y for stage, y in expected.items() if stage in actual}, 2e-6)
     assert len(actual) == len(GOLDEN_STAGES) + 2 * len(blocks) - 1 + 1 + 3
@@ -123,7 +131,9 @@ def test_second_attention_as_in_the_original(golden, tapped, agree) -> None:
     model, attention = golden_model(file), "joint_blocks.0.x_block.attn2"
     names = {"q": "ln_q", "k": "ln_k", "qkv": "qkv"}
     inputs: list[Tensor] = []
-    model.get_submodule(f"{attention}.proj").register_forward_pre_hook(lambda module, args: inputs.extend(args))
+    model.get_submodule(f"{attention}.proj").register_forward_pre_hook(
+        lambda module, args: inputs.extend(args)
+    )
     with tapped(model, [f"{attention}.{path}" for path in names.values()]) as stages:
         model(*golden_inputs(model, file))
     actual = {n: rearrange(stages[f"{attention}.ln_{n}"], "b h l k -> b l (h k)") for n in "qk"}
@@ -141,7 +151,11 @@ def test_velocity_as_in_the_original(name: str, precision, golden, tapped, agree
         actual = {"velocity": model(*golden_inputs(model, file))}
     if dtype == torch.float64:
         agree(actual, file.under("out64/"), limit)
-        agree(stages, {stage.replace("block", "joint_blocks."): y for stage, y in file.under("act64/").items()}, limit)
+        agree(
+            stages,
+            {stage.replace("block", "joint_blocks."): y for stage, y in file.under("act64/").items()},
+            limit,
+        )
         return
     actual["velocity_oddcrop"] = model(*golden_inputs(model, file, "in/x_oddcrop"))
     if skip := file.config.get("skip_layers"):
@@ -196,7 +210,9 @@ WRONG_WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "mistake"), [(n, m) for m, (names, _) in WRONG_WEIGHTS.items() for n in names])
+@pytest.mark.parametrize(
+    ("name", "mistake"), [(n, m) for m, (names, _) in WRONG_WEIGHTS.items() for n in names]
+)
 def test_mistaken_weights_would_show(name: str, mistake: str, reference, error) -> None:
     """Each of these is far outside the limits above, so that none can hide in them."""
     file = reference(name)
