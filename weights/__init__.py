@@ -25,11 +25,13 @@ from .load import (
     load_textenc,
     load_vae,
 )
+from .report import ComponentReport, Report, inspect
 from .source import Source, resolve
 from .values import nonfinite
 
 __all__ = [
     "CheckpointError",
+    "ComponentReport",
     "FileFormatError",
     "FitError",
     "GatedError",
@@ -37,6 +39,7 @@ __all__ = [
     "LicenceError",
     "MissingComponent",
     "OfflineError",
+    "Report",
     "Source",
     "SourceError",
     "UnknownRepoError",
@@ -46,6 +49,7 @@ __all__ = [
     "build_mmdit",
     "build_t5",
     "build_vae",
+    "inspect",
     "load_clip",
     "load_mmdit",
     "load_t5",

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -43,6 +43,7 @@ class Component:
     layout: str = "official"  # or "diffusers"
     prefix: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside the file
+    decided: str = ""  # what told which part it is, where its keys alone do not
 
     @property
     def where(self) -> str:
@@ -165,17 +166,21 @@ def components_of(unit: Unit) -> tuple[list[Component], list[str]]:
     """Find the parts that a unit holds.
 
     Returns:
-        The parts, and the keys that belong to none.
+        The parts, and the keys of a unit that holds none.
     """
     groups = split_prefixes(unit.infos)
     bare = groups.pop("", [])
     found = [_component(unit, PREFIXES[prefix], prefix, names) for prefix, names in groups.items()]
-    part = None if found else recognise(bare)
+    if found:
+        # Keys outside the official prefixes belong to no part: nothing of such a file is loaded in silence.
+        return [replace(one, left_over=(*one.left_over, *bare)) for one in found], []
+    part = recognise(bare)
     if part is None:
-        return found, bare
+        return [], bare
     if part == "clip":
         shapes = {name: unit.infos[name].shape for name in bare}
-        part = which_clip(unit.path_hint, _config(unit), shapes)
+        part, decided = which_clip(unit.path_hint, _config(unit), shapes)
+        return [replace(_component(unit, part, "", bare), decided=decided)], []
     return [_component(unit, part, "", bare)], []
 
 
@@ -192,7 +197,7 @@ def component_in(unit: Unit, part: str) -> Component:
         if PREFIXES[prefix].startswith(part):
             return _component(unit, PREFIXES[prefix], prefix, names)
     if part == "clip":
-        part = which_clip("", {}, {name: unit.infos[name].shape for name in bare})
+        part, _ = which_clip("", {}, {name: unit.infos[name].shape for name in bare})
     return _component(unit, part, "", bare)
 
 

@@ -7,13 +7,14 @@ device or the dtype asks for one. This is the one file of the package that knows
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import isqrt
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mmdit import MMDiT, MMDiTConfig
+from mmdit import MMDiT, MMDiTConfig, position_table
 from textenc import CLIP, T5, CLIPConfig, CLIPTokenizer, T5Config, T5Tokenizer, TextEncoder, Widths
 from vae import VAE, VAEConfig
 
@@ -127,6 +128,31 @@ def load_textenc(
         tokenizer_t5=read.get("t5"),
         widths=Widths() if len(found) == len(asked) else _widths(source, found),
     )
+
+
+def position_difference(component: Component) -> tuple[float, int]:
+    """Compare the position table that an MM-DiT's file stores with the one that is computed.
+
+    A regular grid of 16 to 31 positions a side is compared, because a table over the same range with
+    k times fewer steps has every k-th position of the full one.
+
+    Args:
+        component: an MM-DiT that fits its module.
+
+    Returns:
+        The largest absolute difference, and the base size (64 as in the released models, or the table's
+        own side) of the formula that it is the difference from: the one that fits better.
+    """
+    (stored,) = component.tensors(("pos_embed",)).values()
+    size, dim = isqrt(stored.shape[1]), stored.shape[2]
+    step = max(step for step in range(1, max(2, size // 16 + 1)) if size % step == 0)
+    grid = stored.view(size, size, dim)[::step, ::step].double()
+    differences = {}
+    for base_size in (64, size):
+        computed = position_table(dim, size // step, base_size=base_size).view_as(grid)
+        differences[base_size] = float((grid - computed).abs().max())
+    base_size = min(differences, key=differences.__getitem__)
+    return differences[base_size], base_size
 
 
 def _tokenizer(part: str, source: Source) -> Any:

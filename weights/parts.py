@@ -80,7 +80,9 @@ def recognise(names: Iterable[str]) -> str | None:
     return next((part for pattern, part in _BARE if any(pattern.match(name) for name in names)), None)
 
 
-def which_clip(hint: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+def which_clip(
+    hint: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, str]:
     """Decide between CLIP-L and CLIP-G, which have the same keys and other activations.
 
     The first of these that says something decides: the activation in config.json (quick_gelu is
@@ -91,16 +93,20 @@ def which_clip(hint: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[
         hint: the file's path, of which the last two parts are looked at.
         config: config.json beside the file; may be empty.
         shapes: key without prefix to shape.
+
+    Returns:
+        "clip_l" or "clip_g", and what decided it.
     """
     activations = {"quick_gelu": "clip_l", "gelu": "clip_g"}
     if config.get("hidden_act") in activations:
-        return activations[config["hidden_act"]]
+        return activations[config["hidden_act"]], f"hidden_act {config['hidden_act']} in config.json"
     for word in reversed(PurePosixPath(hint.lower()).parts[-2:]):
         if "clip_g" in word or word == "text_encoder_2":
-            return "clip_g"
+            return "clip_g", f"the name {word}"
         if "clip_l" in word or word == "text_encoder":
-            return "clip_l"
+            return "clip_l", f"the name {word}"
     width = shapes.get("text_model.final_layer_norm.weight", (0,))[0]
     if width in (768, 1280):
-        return "clip_l" if width == 768 else "clip_g"
-    return "clip_g" if "text_projection.weight" in shapes else "clip_l"
+        return "clip_l" if width == 768 else "clip_g", f"the width {width}"
+    projected = "text_projection.weight" in shapes
+    return ("clip_g", "its text_projection") if projected else ("clip_l", "having no text_projection")

@@ -63,7 +63,7 @@ class Source:
     folder: Folder
     components: Mapping[str, Component]
     tokenizers: Mapping[str, str]  # encoder to the subfolder with its tokenizer
-    stray: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # file to keys of no part in it
+    stray: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # file without any part to its keys
     also: tuple[str, ...] = ()  # parts that were seen on the way and not looked for
 
     def component(self, part: str) -> Component:
@@ -136,7 +136,7 @@ def resolve(source: str | Path, parts: Collection[str] | None = None) -> Source:
         for part, places in TOKENIZERS.items()
         if any(place in present for place in places)
     }
-    if not scanner.parts_seen and not tokenizers:
+    if wanted and not scanner.parts_seen and not tokenizers:
         raise SourceError(_no_model(folder, stray))
     also = tuple(part for part in PARTS if part in scanner.parts_seen and part not in components)
     return Source(folder.name, folder, components, tokenizers, stray, also)

@@ -26,21 +26,22 @@ def nonfinite(module: nn.Module) -> list[str]:
     return [name for name, tensor in module.state_dict().items() if not _is_finite(tensor)]
 
 
-def check_finite(tensors: Mapping[str, Tensor], *, name: str) -> None:
-    """Refuse tensors with a NaN or an infinity, reading at most about `WHOLE_BYTES`.
+def check_finite(tensors: Mapping[str, Tensor], *, name: str, whole: bool = False) -> None:
+    """Refuse tensors with a NaN or an infinity.
 
     Args:
         tensors: name to tensor, not on the meta device.
         name: where they come from, for the message.
+        whole: read everything, however much it is; otherwise big tensors are sampled beyond `WHOLE_BYTES`.
 
     Raises:
         ValuesError: at least one is not finite; the message names them.
     """
-    total = sum(tensor.nbytes for tensor in tensors.values())
+    whole = whole or sum(tensor.nbytes for tensor in tensors.values()) <= WHOLE_BYTES
     bad = [
         key
         for key, tensor in tensors.items()
-        if not all(_is_finite(block) for block in _blocks(tensor, whole=total <= WHOLE_BYTES))
+        if not all(_is_finite(block) for block in _blocks(tensor, whole=whole))
     ]
     if bad:
         raise ValuesError(
