@@ -1,5 +1,6 @@
 """Whether the tensors of a component are those of a module: one table of everything that is not."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from .parts import DIFFUSERS, PARTS
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3")
 """The dtypes that weights may have; all are cast without scales."""
+
+OPTIONAL = {"controlnet": re.compile(r"pos_embed\.proj\..*")}
+"""Our keys that a part's file may hold for nothing: patches that a ControlNet with the base's own never reads."""
 
 SHOWN = 24
 """Rows of one kind that a table lists before it counts the rest."""
@@ -53,7 +57,13 @@ def compare(component: Component, module: nn.Module) -> list[Misfit]:
         for name, tensor in expected.items()
         if name not in shapes
     ]
-    extra = [source for name in shapes if name not in expected for source in component.recipes[name].sources]
+    optional = OPTIONAL.get(component.part, re.compile("$^"))
+    extra = [
+        source
+        for name in shapes
+        if name not in expected and not optional.fullmatch(name)
+        for source in component.recipes[name].sources
+    ]
     misfits += [
         Misfit("left over", name, found=f"{infos[name].dtype} {list(infos[name].shape)}")
         for name in (*extra, *component.left_over)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmdit import MMDiT, MMDiTConfig, position_table
+from mmdit import ControlNet, ControlNetConfig, MMDiT, MMDiTConfig, position_table
 from textenc import CLIP, T5, CLIPConfig, CLIPTokenizer, T5Config, T5Tokenizer, TextEncoder, Widths
 from vae import VAE, VAEConfig
 
@@ -49,6 +49,14 @@ def load_mmdit(source: str | Path, device: Device = "cpu", dtype: torch.dtype | 
 def load_vae(source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None) -> VAE:
     """Load the autoencoder of a source; as `load_mmdit`."""
     return cast(VAE, load_component(resolve(source, ["vae"]).component("vae"), device, dtype))
+
+
+def load_controlnet(
+    source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None
+) -> ControlNet:
+    """Load the ControlNet of a source; as `load_mmdit`."""
+    found = resolve(source, ["controlnet"])
+    return cast(ControlNet, load_component(found.component("controlnet"), device, dtype))
 
 
 def load_t5(source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None) -> T5:
@@ -223,6 +231,7 @@ _MODULES: Mapping[str, Callable[[Component], nn.Module]] = {
     "clip_l": _clip,
     "clip_g": _clip,
     "t5": lambda component: T5(T5Config.from_shapes(component.shapes())),
+    "controlnet": lambda component: ControlNet(ControlNetConfig.from_shapes(component.shapes())),
 }
 
 
@@ -246,6 +255,11 @@ def build_mmdit(tensors: Tensors) -> MMDiT:
 def build_vae(tensors: Tensors) -> VAE:
     """Build the autoencoder that fits these tensors; as `build_mmdit`."""
     return cast(VAE, _build("vae", tensors))
+
+
+def build_controlnet(tensors: Tensors) -> ControlNet:
+    """Build the ControlNet that fits these tensors; as `build_mmdit`."""
+    return cast(ControlNet, _build("controlnet", tensors))
 
 
 def build_t5(tensors: Tensors) -> T5:

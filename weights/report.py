@@ -52,7 +52,7 @@ class Report:
     source: str
     components: Mapping[str, ComponentReport]
     missing: Mapping[str, str]  # part or tokenizer folder to what to fetch for it
-    stray: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # file to keys of no part
+    stray: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # file without any part to its keys
 
     @property
     def is_complete(self) -> bool:
@@ -74,10 +74,8 @@ class Report:
         for part in parts:
             if part.misfits:
                 lines += ["", f"{part.part} does not fit", table(part.misfits)]
-        stray = [
-            (file, f"{len(names)} tensors of no part: {names[0]}, ...") for file, names in self.stray.items()
-        ]
-        lines += _section("left over", stray)
+        others = [(file, f"{len(names)} tensors, {names[0]}, ...") for file, names in self.stray.items()]
+        lines += _section("files that hold no part", others)
         lines += _section("notes", [(part.part, note) for part in parts for note in part.notes])
         return "\n".join(lines)
 
@@ -148,9 +146,7 @@ def _notes(component: Component, *, values: bool) -> list[str]:
     if distance is not None:
         same = "is the identity" if distance == 0 else f"differs from the identity by {distance:.3g}"
         notes.append(f"text_projection {same}; it is not used, since SD3 does not project CLIP-L")
-    if component.dtype == torch.bfloat16 and any(
-        info.dtype == "F8_E4M3" for info in component.sources.values()
-    ):
+    if any(info.dtype == "F8_E4M3" for info in component.sources.values()):
         notes.append("stored in fp8 without scales: loads as bfloat16 unless another dtype is asked for")
     if values:
         try:

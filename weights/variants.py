@@ -1,39 +1,35 @@
 """Which released model a part is, told by its sizes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from .component import Component
 
-_SIZES: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
-    "mmdit": (
-        (
-            "sd3-medium",
-            {"dim": 1536, "depth": 24, "qk_norm": False, "dual_blocks": (), "pos_embed_size": 192},
-        ),
-        (
-            "sd3.5-medium",
-            {
-                "dim": 1536,
-                "depth": 24,
-                "qk_norm": True,
-                "dual_blocks": tuple(range(13)),
-                "pos_embed_size": 384,
-            },
-        ),
-        (
-            "sd3.5-large",
-            {"dim": 2432, "depth": 38, "qk_norm": True, "dual_blocks": (), "pos_embed_size": 192},
-        ),
-    ),
-    "vae": (("sd3", {"channels": (128, 256, 512, 512), "num_res_blocks": 2, "latent_channels": 16}),),
-    "clip_l": (("clip-l", {"dim": 768, "depth": 12, "activation": "quick_gelu"}),),
-    "clip_g": (("clip-g", {"dim": 1280, "depth": 32, "activation": "gelu"}),),
-    "t5": (("t5-xxl", {"dim": 4096, "depth": 24, "num_heads": 64}),),
-    "controlnet": (("sd3.5-large-controlnet", {"dim": 2432, "depth": 19}),),
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "mmdit": ("dim", "depth", "qk_norm", "dual_blocks", "pos_embed_size"),
+    "vae": ("channels", "num_res_blocks", "latent_channels"),
+    "clip_l": ("dim", "depth", "activation"),
+    "clip_g": ("dim", "depth", "activation"),
+    "t5": ("dim", "depth", "num_heads"),
+    "controlnet": ("dim", "depth"),
 }
-"""The sizes that tell released models apart, as fields of the module's config."""
+"""The fields of each module's config that tell released models apart."""
+
+_RELEASED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "mmdit": {
+        "sd3-medium": (1536, 24, False, (), 192),
+        "sd3.5-medium": (1536, 24, True, tuple(range(13)), 384),
+        "sd3.5-large": (2432, 38, True, (), 192),
+    },
+    "vae": {"sd3": ((128, 256, 512, 512), 2, 16)},
+    "clip_l": {"clip-l": (768, 12, "quick_gelu")},
+    "clip_g": {"clip-g": (1280, 32, "gelu")},
+    "t5": {"t5-xxl": (4096, 24, 64)},
+    "controlnet": {"sd3.5-large-controlnet": (2432, 19)},
+}
+"""Their values in the released models."""
 
 
 def describe(component: Component, module: nn.Module) -> tuple[str, str]:
@@ -48,18 +44,17 @@ def describe(component: Component, module: nn.Module) -> tuple[str, str]:
     Returns:
         The variant, or "unknown", and the sizes or names it was decided by.
     """
-    config = module.config
-    known = _SIZES[component.part]
-    fields = {name: getattr(config, name) for name in known[0][1]}
-    decided = ", ".join(f"{name} {_short(value)}" for name, value in fields.items())
+    fields = _FIELDS[component.part]
+    sizes = tuple(getattr(module.config, name) for name in fields)
+    decided = ", ".join(f"{name} {_short(size)}" for name, size in zip(fields, sizes, strict=True))
     if component.decided:
         decided = f"{component.decided}; {decided}"
-    for variant, sizes in known:
-        if fields == sizes:
-            if variant == "sd3.5-large":
-                is_turbo = "turbo" in component.where.lower()
-                told = "the name says turbo" if is_turbo else "or its turbo: the name does not say so"
-                return f"{variant}{'-turbo' * is_turbo}", f"{decided}; {told}"
+    for variant, released in _RELEASED[component.part].items():
+        if sizes == released and variant == "sd3.5-large":
+            is_turbo = "turbo" in component.where.lower()
+            told = "the name says turbo" if is_turbo else "no name says turbo, which has the same sizes"
+            return f"{variant}{'-turbo' * is_turbo}", f"{decided}; {told}"
+        if sizes == released:
             return variant, decided
     return "unknown", f"{decided}: of no released model"
 
