@@ -1,0 +1,62 @@
+"""Stable Diffusion 3.5 as a whole: the pipeline, the command line, the training of the embedded model.
+
+    import sd35
+
+    pipe = sd35.load("tiny")
+    result = pipe.generate("a red circle on a white background", seed=0)
+    result.images[0].show()
+
+The parts are packages of their own and are joined here alone: `mmdit`, `vae`, `textenc`, `flow`, `weights`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import NonFiniteError, SettingsError
+    from .generation import Generation
+    from .guided import GuidedVelocity
+    from .metadata import read_settings
+    from .noise import draw_noise
+    from .pipeline import Pipeline, load
+    from .result import Result
+    from .settings import Settings
+
+__all__ = [
+    "Generation",
+    "GuidedVelocity",
+    "NonFiniteError",
+    "Pipeline",
+    "Result",
+    "Settings",
+    "SettingsError",
+    "draw_noise",
+    "load",
+    "read_settings",
+]
+
+_HOMES = {
+    "Generation": ".generation",
+    "GuidedVelocity": ".guided",
+    "NonFiniteError": ".errors",
+    "Pipeline": ".pipeline",
+    "Result": ".result",
+    "Settings": ".settings",
+    "SettingsError": ".errors",
+    "draw_noise": ".noise",
+    "load": ".pipeline",
+    "read_settings": ".metadata",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: torch takes seconds, and `sd35 --help` needs none."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

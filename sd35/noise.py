@@ -1,0 +1,30 @@
+"""The noise that a picture starts from, a function of its seed alone."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SEEDS = 2**32
+"""Seeds are 0 to 2³² - 1: torch's generator reads the lowest 32 bits, so larger ones would repeat these."""
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator for each seed, on the CPU, where its numbers are the same on every machine."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw_noise(sources: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Draw standard normal noise for a batch, every sample from a generator of its own.
+
+    In float32 on the CPU, whatever the model computes in and where: so a seed means the same noise on every
+    device, and sample k of a batch is what it would be alone.
+
+    Args:
+        sources: one generator for each of B samples, on the CPU.
+        shape: of one sample, (16, h, w) for latents.
+
+    Returns:
+        (B, *shape), float32.
+    """
+    return torch.stack([torch.randn(*shape, generator=source) for source in sources])

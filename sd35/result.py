@@ -1,0 +1,78 @@
+"""What a generation gives, and how it is saved."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from flow.solvers import Companion
+from vae.image import save_png16, to_pil
+
+from .errors import SettingsError
+from .files import check_output, written
+from .metadata import png_info
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Result:
+    """Pictures and everything they came from. Tensors are float32 on the CPU."""
+
+    image: Tensor
+    """(B, 3, H, W), nominally in [-1, 1]: the pictures before they are rounded to 8 bits."""
+    latents: Tensor
+    """(B, 16, H/8, W/8), where the solver ended."""
+    noise: Tensor
+    """(B, 16, H/8, W/8), where it began."""
+    settings: Settings
+    """Complete: with the size and what the pictures were made with. `settings.of(k)` are image k's."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the prompts were read: what was cut, above all."""
+    companion: Companion | None = None
+    """What a reversible solver leaves beside the latents, and what undoing the generation needs."""
+
+    @cached_property
+    def images(self) -> list[Image.Image]:
+        """The pictures, B of them, in 8 bits."""
+        return [to_pil(image) for image in self.image]
+
+    def save(
+        self, path: str | Path, *, overwrite: bool = False, metadata: bool = True, bits: int = 8
+    ) -> list[Path]:
+        """Write the pictures as PNG, each whole or not at all.
+
+        Args:
+            path: of a single picture. Several are numbered: picture-000.png, picture-001.png.
+            overwrite: replace files that exist.
+            metadata: write the settings into the pictures.
+            bits: 8, or 16 for pictures that are to be inverted.
+
+        Returns:
+            The paths of the pictures.
+
+        Raises:
+            SettingsError: the name does not end in .png, or `bits` is neither 8 nor 16.
+            OSError: a path cannot be written; FileExistsError where it exists. Nothing is written then.
+        """
+        paths = numbered(path, len(self.image))
+        check_output(paths, suffix=".png", overwrite=overwrite)
+        if bits not in (8, 16):
+            raise SettingsError(f"a PNG has 8 or 16 bits a channel here, not {bits!r}")
+        for index, one in enumerate(paths):
+            info = png_info(self.settings.of(index)) if metadata else None
+            with written(one, overwrite=overwrite) as temporary:
+                if bits == 16:
+                    save_png16(self.image[index], temporary, info)
+                else:
+                    self.images[index].save(temporary, format="PNG", pnginfo=info)
+        return paths
+
+
+def numbered(path: str | Path, count: int) -> list[Path]:
+    """Paths for `count` pictures: the path itself for one, else with numbers before its suffix."""
+    path = Path(path)
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{index:03d}{path.suffix}") for index in range(count)]

@@ -1,0 +1,157 @@
+"""Everything that decides a picture, in a form that can be written into it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import isfinite
+from typing import Any, Literal, get_args
+
+from flow import SOLVERS
+from flow.schedule import Preset
+from textenc import POLICIES, Prompt
+from textenc.prompt import as_prompts
+
+from .errors import SettingsError
+from .noise import SEEDS
+
+FORMAT = "sd35.Settings"
+VERSION = 1
+"""Goes up when a reader of the version before would make another picture."""
+
+Missing = Literal["zeros", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a generation is told, and of what it is made.
+
+    Raises:
+        SettingsError: a value that no model could be run with. What depends on the model, the size above all,
+            is checked by the pipeline, before it starts to work.
+    """
+
+    prompts: tuple[Prompt, ...]
+    negative: Prompt = field(default_factory=Prompt)  # what to move away from; the empty text as in training
+    seed: int | None = 0  # of the first image, seed + k of image k; None where the noise was given
+    steps: int = 28
+    guidance_scale: float = 4.5  # 1 is no guidance, at half the cost
+    width: int | None = None  # in pixels; None leaves it to the model
+    height: int | None = None
+    images_per_prompt: int = 1
+    solver: str = "euler"  # a name in flow.SOLVERS
+    solver_options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Preset = "reference"
+    schedule_shift: float = 3.0
+    policy: str = "reference"  # how prompts are read, a name in textenc.POLICIES
+    missing: Missing = "zeros"  # what stands for an encoder that is not there
+    batch_size: int = 1  # images that go through the transformer together
+    model: str = ""  # the source it was loaded from
+    made_with: Mapping[str, str] = field(default_factory=dict)  # device, dtype, t5, versions
+
+    def __post_init__(self) -> None:
+        self._check_counts()
+        self._check_names()
+        for name in ("guidance_scale", "schedule_shift"):
+            if not _is_number(getattr(self, name)):
+                raise SettingsError(f"{name} must be a finite number, got {getattr(self, name)!r}")
+        if self.schedule_shift <= 0:
+            raise SettingsError(f"schedule_shift must be positive, got {self.schedule_shift:g}")
+
+    def _check_counts(self) -> None:
+        if not self.prompts:
+            raise SettingsError("expected at least one prompt, got none; the empty text is a prompt")
+        counts = ["steps", "images_per_prompt", "batch_size"]
+        counts += [name for name in ("width", "height") if getattr(self, name) is not None]
+        for name in counts:
+            value = getattr(self, name)
+            if not (_is_whole(value) and value >= 1):
+                raise SettingsError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.seed is None:
+            return
+        if not (_is_whole(self.seed) and 0 <= self.seed <= SEEDS - self.images):
+            last = f" (image k of {self.images} has the seed + k)" if self.images > 1 else ""
+            raise SettingsError(f"seed must be 0 to {SEEDS - self.images}{last}, got {self.seed!r}")
+
+    def _check_names(self) -> None:
+        allowed = {
+            "solver": tuple(SOLVERS),
+            "schedule": get_args(Preset),
+            "policy": tuple(POLICIES),
+            "missing": get_args(Missing),
+        }
+        for name, names in allowed.items():
+            if getattr(self, name) not in names:
+                raise SettingsError(f"{name} must be one of {', '.join(names)}; got {getattr(self, name)!r}")
+
+    @property
+    def images(self) -> int:
+        """How many images are made: those of the first prompt come first."""
+        return len(self.prompts) * self.images_per_prompt
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each image; empty where the noise was given."""
+        return () if self.seed is None else tuple(range(self.seed, self.seed + self.images))
+
+    def of(self, index: int) -> "Settings":
+        """The settings that make image `index` of the batch alone.
+
+        Raises:
+            IndexError: there is no image of that index.
+        """
+        index = range(self.images)[index]
+        return replace(
+            self,
+            prompts=(self.prompts[index // self.images_per_prompt],),
+            images_per_prompt=1,
+            seed=None if self.seed is None else self.seed + index,
+        )
+
+    def to_json(self) -> str:
+        """One line of JSON, ASCII only, with the format's name and version; `from_json` reads it."""
+        described = {one.name: getattr(self, one.name) for one in fields(self)}
+        described["prompts"] = [_plain(prompt) for prompt in self.prompts]
+        described["negative"] = _plain(self.negative)
+        described["solver_options"] = dict(self.solver_options)
+        described["made_with"] = dict(self.made_with)
+        return json.dumps({"format": FORMAT, "version": VERSION, **described})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Settings":
+        """Read what `to_json` wrote.
+
+        Raises:
+            SettingsError: this is something else, of a later version, or holds values out of range.
+        """
+        try:
+            described = json.loads(text)
+        except ValueError as error:
+            raise SettingsError(f"saved settings are damaged: {error}") from error
+        if not isinstance(described, dict) or described.pop("format", None) != FORMAT:
+            raise SettingsError(f"expected saved settings ({FORMAT}), got something else")
+        version = described.pop("version", None)
+        if version != VERSION:
+            raise SettingsError(f"these settings are of version {version}, and this release reads {VERSION}")
+        unknown = sorted(described.keys() - {one.name for one in fields(cls)})
+        if unknown or "prompts" not in described:
+            raise SettingsError(f"saved settings are damaged: {', '.join(unknown) or 'prompts'}")
+        try:
+            prompts = as_prompts(described.pop("prompts"))
+            (negative,) = as_prompts(described.pop("negative", ""))
+            return cls(prompts=prompts, negative=negative, **described)
+        except TypeError as error:
+            raise SettingsError(f"saved settings are damaged: {error}") from error
+
+
+def _plain(prompt: Prompt) -> str | dict[str, str]:
+    """A prompt as JSON: its text, or the fields that are set where encoders have texts of their own."""
+    own = {name: text for name, text in asdict(prompt).items() if name != "text" and text is not None}
+    return {"text": prompt.text, **own} if own else prompt.text
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -1,0 +1,57 @@
+"""How large a picture a model draws."""
+
+import re
+from typing import NamedTuple
+
+from mmdit import MMDiT, MMDiTConfig
+from vae import VAEConfig
+from weights.component import Component
+
+from .errors import SettingsError
+
+RELEASED = 1024
+"""Side of the pictures that SD3 and SD3.5 were trained to draw, in pixels."""
+
+
+class Size(NamedTuple):
+    """Of a picture, in pixels."""
+
+    width: int
+    height: int
+
+
+def native_size(transformer: Component, mmdit: MMDiT) -> Size:
+    """The size that a model was trained at.
+
+    It is read off the file's `modelspec.resolution` ("128x128"; the Stability AI metadata standard), or else
+    off the `sample_size` of a diffusers config, which counts latents; else it is that of the released models.
+    """
+    for file in transformer.files:
+        metadata = transformer.unit.folder.header(file).metadata
+        if match := re.fullmatch(r"(\d+)x(\d+)", metadata.get("modelspec.resolution", "")):
+            return Size(int(match[1]), int(match[2]))
+    side = transformer.config.get("sample_size")
+    if isinstance(side, int):
+        return Size(8 * side, 8 * side)
+    side = min(RELEASED, 8 * mmdit.config.patch_size * mmdit.config.pos_embed_size)
+    return Size(side, side)
+
+
+def check_size(width: int, height: int, mmdit: MMDiTConfig, vae: VAEConfig) -> None:
+    """See that a model can draw a size.
+
+    Raises:
+        SettingsError: a side is no multiple of 16, or longer than the position table.
+    """
+    unit = mmdit.patch_size * vae.factor
+    longest = unit * mmdit.pos_embed_size
+    for name, side in (("width", width), ("height", height)):
+        if side % unit:
+            near = max(round(side / unit), 1) * unit
+            raise SettingsError(
+                f"{name} must be a multiple of {unit}, got {side}; the nearest is {min(near, longest)}"
+            )
+        if side > longest:
+            raise SettingsError(
+                f"{name} must be at most {longest}, as far as this model's positions go; got {side}"
+            )
