@@ -35,7 +35,7 @@ class Token(NamedTuple):
     """One token of a prompt."""
 
     id: int
-    piece: str  # as the vocabulary spells it: "cat</w>" (CLIP), "▁cat" (T5)
+    piece: str  # as the vocabulary spells it: "cat</w>" (CLIP), "▁cat", "<unk>" (T5)
     kind: Kind
     span: Span | None  # the characters of the prompt that it stands for; None for what was added
 
@@ -223,8 +223,10 @@ def _tokens(
 ) -> list[Token]:
     """The tokens of a text, nothing added; `span` says where its characters are in the prompt."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
-    parts = zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
-    return [Token(index, piece, "text", span(*offsets)) for index, piece, offsets in parts]
+    return [
+        Token(index, tokenizer.id_to_token(index) or "", "text", span(*offsets))
+        for index, offsets in zip(encoding.ids, encoding.offsets, strict=True)
+    ]
 
 
 def _by_words(tokenizer: Tokenizer, text: str) -> Iterator[list[Token]]:

@@ -13,7 +13,7 @@ vocab.json and merges.txt, which say nothing about it, transformers' fast one is
 import json
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from .errors import VocabularyError
 from .sentencepiece import read_sentencepiece
@@ -141,5 +141,8 @@ def _unigram(file: Path) -> Tokenizer:
         steps.insert(0, normalizers.Precompiled(model.charsmap))
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
-    tokenizer.add_special_tokens([*model.specials, *sentinels])
+    tokenizer.add_special_tokens(model.specials)
+    tokenizer.add_special_tokens(  # which take the spaces around them along
+        [AddedToken(sentinel, lstrip=True, rstrip=True, normalized=False) for sentinel in sentinels]
+    )
     return tokenizer
