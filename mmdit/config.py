@@ -84,5 +84,5 @@ def count_layers(names: Iterable[str], stack: str) -> int:
     """How many layers `stack.0`, `stack.1`, ... there are; a gap in the numbers is a ShapeError."""
     layers = layers_with(names, re.escape(stack) + r"\.(\d+)\..*")
     if not layers or layers[-1] != len(layers) - 1:
-        raise ShapeError(f"expected layers {stack}.0 to {stack}.n without a gap, found numbers {list(layers)}")
+        raise ShapeError(f"expected layers {stack}.0 to {stack}.n without a gap, found {list(layers)}")
     return len(layers)

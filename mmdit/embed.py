@@ -33,7 +33,7 @@ class Embedder(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(in_features, dim), nn.SiLU(), nn.Linear(dim, dim))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, /) -> Tensor:
         """(B, in_features) to (B, D)."""
         return self.mlp(features)
 
@@ -44,9 +44,9 @@ class TimestepEmbedder(Embedder):
     def __init__(self, dim: int) -> None:
         super().__init__(TIMESTEP_CHANNELS, dim)
 
-    def forward(self, sigma: Tensor) -> Tensor:
+    def forward(self, sigma: Tensor, /) -> Tensor:
         """Sigma (B,) in [0, 1] to (B, D)."""
-        return super().forward(timestep_embedding(sigma).to(self.mlp[0].weight.dtype))
+        return super().forward(timestep_embedding(sigma).to(next(self.parameters()).dtype))
 
 
 def timestep_embedding(sigma: Tensor, channels: int = TIMESTEP_CHANNELS) -> Tensor:

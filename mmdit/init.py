@@ -22,13 +22,14 @@ def init_weights(model: MMDiT, generator: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
-            nn.init.zeros_(module.bias) if module.bias is not None else None
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for module in model.modules():
         if isinstance(module, Embedder):
-            nn.init.normal_(module.mlp[0].weight, std=0.02, generator=generator)
-            nn.init.normal_(module.mlp[2].weight, std=0.02, generator=generator)
+            for weight in (parameter for parameter in module.parameters() if parameter.ndim == 2):
+                nn.init.normal_(weight, std=0.02, generator=generator)
         if isinstance(module, AdaLN):
-            nn.init.zeros_(module[1].weight)
-            nn.init.zeros_(module[1].bias)
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
     nn.init.zeros_(model.final_layer.linear.weight)
     model.pos_embed.copy_(position_table(model.config.dim, model.config.pos_embed_size))

@@ -5,6 +5,7 @@ the official checkpoints without `model.diffusion_model.`. Letters as in `blocks
 """
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -37,6 +38,8 @@ class MMDiT(nn.Module):
         pooled ─ y_embedder ┴(+)─ c ──────────┬──────────────┬─────────────┐
         context ─ context_embedder ──────▶ joint_block ─▶ ... ─▶ (dropped) │
         latents ─ x_embedder (+) pos_embed ▶    "      ─▶ ... ─▶ final_layer ─ unpatchify ─▶ velocity
+
+    The context and the latents meet in every joint block; only the latents come out.
     """
 
     pos_embed: Tensor
@@ -81,9 +84,8 @@ class MMDiT(nn.Module):
             sigma: noise level in [0, 1], (B,); float32 whatever the model's dtype.
             context: the text encoders' tokens, (B, M, context_dim).
             pooled: the pooled text, (B, pooled_dim).
-            residuals: what a ControlNet adds to the image tokens, each (B, N, D) or None. With one
-                for every block, `residuals[i]` is added after block i; with fewer, n, block i takes
-                `residuals[i * n // depth]`, as the reference spreads 19 over 38 blocks.
+            residuals: what a ControlNet adds to the image tokens, each (B, N, D) or None: one for every
+                block, added after it, or fewer, which are spread over the blocks by `spread`.
             skip_layers: blocks to leave out, for skip-layer guidance. A skipped block passes both
                 streams on untouched, and its residual is left out with it, as in the reference.
 
@@ -93,25 +95,36 @@ class MMDiT(nn.Module):
         Raises:
             ValueError: a shape does not fit this model, or a skipped layer does not exist.
         """
-        self._check(latents, sigma, context, pooled, residuals, skip_layers)
-        dtype, patch = self.context_embedder.weight.dtype, self.config.patch_size
-        height, width = latents.shape[-2] // patch, latents.shape[-1] // patch
+        self._check(latents, sigma, context, pooled, skip_layers)
+        depth, dtype = self.config.depth, self.dtype
+        added = [None] * depth if residuals is None else spread(residuals, depth)
 
-        positions = crop_positions(self.pos_embed, height, width)  # (1, N, D)
-        x = self.patches(self.x_embedder(latents.to(dtype)) + positions)  # (B, N, D)
+        x = self.patches(self.embed_latents(latents))  # (B, N, D)
         c = self.conditioning(self.t_embedder(sigma) + self.y_embedder(pooled.to(dtype)))  # (B, D)
         stream: Tensor | None = self.context_embedder(context.to(dtype))  # (B, M, D)
 
-        for i, block in enumerate(self.joint_blocks):
+        for i, (block, residual) in enumerate(zip(self.joint_blocks, added, strict=True)):
             if i in skip_layers:
                 continue
             x, stream = block(x, stream, c)
-            residual = residuals[i * len(residuals) // self.config.depth] if residuals else None
             if residual is not None:
                 x = x + residual.to(dtype)
 
         x = self.final_layer(x, c)  # (B, N, patch² · C)
-        return unpatchify(x, height, width, patch).to(latents.dtype)
+        return unpatchify(x, *self._grid(latents), self.config.patch_size).to(latents.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that it computes in."""
+        return self.context_embedder.weight.dtype
+
+    def embed_latents(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to the image tokens that enter the first block, (B, N, D), with positions."""
+        return self.x_embedder(latents.to(self.dtype)) + crop_positions(self.pos_embed, *self._grid(latents))
+
+    def _grid(self, latents: Tensor) -> tuple[int, int]:
+        """Patches down and across."""
+        return latents.shape[-2] // self.config.patch_size, latents.shape[-1] // self.config.patch_size
 
     def _check(
         self,
@@ -119,24 +132,22 @@ class MMDiT(nn.Module):
         sigma: Tensor,
         context: Tensor,
         pooled: Tensor,
-        residuals: Sequence[Tensor | None] | None,
         skip_layers: Collection[int],
     ) -> None:
         config = self.config
-        batch, sides = latents.shape[0], latents.shape[-2:]
-        if latents.ndim != 4 or latents.shape[1] != config.channels or any(n % config.patch_size for n in sides):
+        batch, sides, patch = latents.shape[0], latents.shape[-2:], config.patch_size
+        if latents.ndim != 4 or latents.shape[1] != config.channels or any(side % patch for side in sides):
             raise ValueError(
-                f"latents must be (B, {config.channels}, h, w) with h and w divisible by {config.patch_size}, "
+                f"latents must be (B, {config.channels}, h, w) with h and w divisible by {patch}, "
                 f"got {tuple(latents.shape)}"
             )
         if sigma.shape != (batch,):
             raise ValueError(f"sigma must be one noise level a sample, ({batch},), got {tuple(sigma.shape)}")
         if context.ndim != 3 or context.shape[::2] != (batch, config.context_dim):
-            raise ValueError(f"context must be ({batch}, M, {config.context_dim}), got {tuple(context.shape)}")
+            expected = f"({batch}, M, {config.context_dim})"
+            raise ValueError(f"context must be {expected}, got {tuple(context.shape)}")
         if pooled.shape != (batch, config.pooled_dim):
             raise ValueError(f"pooled must be ({batch}, {config.pooled_dim}), got {tuple(pooled.shape)}")
-        if residuals is not None and not 0 < len(residuals) <= config.depth:
-            raise ValueError(f"residuals must be 1 to {config.depth}, one a block at most, got {len(residuals)}")
         if unknown := [i for i in skip_layers if not 0 <= i < config.depth]:
             raise ValueError(f"skip_layers must be in 0 to {config.depth - 1}, got {unknown}")
 
@@ -147,3 +158,31 @@ def unpatchify(x: Tensor, height: int, width: int, patch: int) -> Tensor:
     Within a token the channel is the fastest index here, and the slowest in `x_embedder.proj`.
     """
     return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=height, w=width, p=patch, q=patch)
+
+
+def spread(
+    residuals: Sequence[Tensor | None], depth: int, rule: Literal["reference", "diffusers"] = "reference"
+) -> list[Tensor | None]:
+    """Say which residual is added after which block: block i takes number ⌊i n / depth⌋ of n.
+
+    The references differ in the last block alone, where it counts: a third of the velocity in a small
+    model. Every released n divides the depth; for others the original indexes past the end, and
+    diffusers computes the same formula in floating point.
+
+    Args:
+        residuals: at most one a block, 1 to depth of them.
+        depth: blocks of the MM-DiT.
+        rule: "reference" adds after every block, as the original code; "diffusers" not after the last.
+
+    Returns:
+        One residual or None per block, to be given as `MMDiT.forward(residuals=...)`.
+
+    Raises:
+        ValueError: there are none, or more than blocks, or the rule is unknown.
+    """
+    if not 0 < len(residuals) <= depth:
+        raise ValueError(f"residuals must be 1 to {depth}, one a block at most, got {len(residuals)}")
+    if rule not in ("reference", "diffusers"):
+        raise ValueError(f"rule must be 'reference' or 'diffusers', got {rule!r}")
+    added = [residuals[i * len(residuals) // depth] for i in range(depth)]
+    return [*added[:-1], None] if rule == "diffusers" else added
