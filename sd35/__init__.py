@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline, load
     from .result import Result
     from .settings import Settings
+    from .taps import capture, edit
 
 __all__ = [
     "Generation",
@@ -30,7 +31,9 @@ __all__ = [
     "Result",
     "Settings",
     "SettingsError",
+    "capture",
     "draw_noise",
+    "edit",
     "load",
     "read_settings",
 ]
@@ -43,7 +46,9 @@ _HOMES = {
     "Result": ".result",
     "Settings": ".settings",
     "SettingsError": ".errors",
+    "capture": ".taps",
     "draw_noise": ".noise",
+    "edit": ".taps",
     "load": ".pipeline",
     "read_settings": ".metadata",
 }

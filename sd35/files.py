@@ -46,7 +46,7 @@ def written(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: `path` exists, perhaps only by now, and may not be replaced.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".sd35-{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         _refuse_existing(path, overwrite=overwrite)

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from flow import guide
+from flow import guided
 from mmdit import MMDiT
 from textenc import Encoding
 
@@ -65,6 +65,7 @@ class GuidedVelocity:
         guidance_scale: float,
         *,
         batch_size: int = 1,
+        **guidance: Any,
     ) -> None:
         """Join a transformer with encoded prompts.
 
@@ -74,11 +75,13 @@ class GuidedVelocity:
             uncond: the negative prompt, of all samples.
             guidance_scale: see `flow.guide`; 1 leaves the negative prompt out, at half the cost.
             batch_size: samples that go through the transformer together.
+            guidance: `combine`, `adjust` and `interval` of `flow.guided`.
         """
         self.mmdit = mmdit
         self.cond, self.uncond = tuple(cond), uncond
         self.guidance_scale = guidance_scale
         self.batch_size = batch_size
+        self.guidance = guidance
         self.step = 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -111,18 +114,19 @@ class GuidedVelocity:
         """The velocity of some consecutive samples."""
         samples = tuple(range(rows.start, rows.stop))
         cond = [self._of(sample) for sample in samples]
-        if self.guidance_scale == 1:
-            return self._evaluate(x, sigma, cond, samples, "cond")
         uncond = [self.uncond] * len(samples)
-        if cond[0].context.shape == self.uncond.context.shape:
-            both = self._evaluate(x, sigma, [*cond, *uncond], samples, "cond", "uncond")
-            conditioned, unconditioned = both.chunk(2)
-            return guide(conditioned, unconditioned, self.guidance_scale)
-        return guide(
-            self._evaluate(x, sigma, cond, samples, "cond"),
-            self._evaluate(x, sigma, uncond, samples, "uncond"),
+
+        def together(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            v = self._evaluate(x, sigma, [*cond, *uncond], samples, "cond", "uncond")
+            return v[: len(x)], v[len(x) :]
+
+        return guided(
+            lambda x, sigma: self._evaluate(x, sigma, cond, samples, "cond"),
+            lambda x, sigma: self._evaluate(x, sigma, uncond, samples, "uncond"),
             self.guidance_scale,
-        )
+            together=together if cond[0].context.shape == self.uncond.context.shape else None,
+            **self.guidance,
+        )(x, sigma)
 
     def _evaluate(
         self, x: Tensor, sigma: Tensor, encodings: list[Encoding], samples: tuple[int, ...], *branches: Branch

@@ -25,6 +25,7 @@ from vae import VAE
 from vae.image import to_tensor
 from weights import load_mmdit, load_textenc, load_vae, resolve
 
+from .device import as_device
 from .errors import SettingsError, check_finite
 from .generation import Generation
 from .guided import GuidedVelocity
@@ -48,7 +49,7 @@ def load(
     Args:
         source: "tiny", a .safetensors file, a folder in the official or the diffusers layout, or
             "owner/name[/file][@revision]" on the Hugging Face Hub.
-        device: where everything runs.
+        device: where everything runs; "auto" is the fastest there is.
         dtype: what everything is computed in. None means float32 on a CPU, which has no fast arithmetic in
             less and gains accuracy, and the files' own dtype elsewhere, which is what the models are run in.
         text: False leaves the text encoders out, for prompts that are encoded already; another source takes
@@ -60,10 +61,11 @@ def load(
             one is in memory at a time.
 
     Raises:
+        SettingsError: there is no such device.
         CheckpointError: its subclasses tell a bad source, a missing part, a damaged file, and what the Hub
             refused. What headers can tell is told before weights are read.
     """
-    device = torch.device(device)
+    device = as_device(device)
     dtype = torch.float32 if dtype is None and device.type == "cpu" else dtype
     found = resolve(source, ["mmdit"] if vae is not None else ["mmdit", "vae"])
     transformer = found.component("mmdit")
@@ -74,7 +76,7 @@ def load(
         encoders = load_textenc(source if text is True else text, device, dtype, t5=t5, one_by_one=one_by_one)
     autoencoder = load_vae(source if vae is None else vae, device, dtype)
     mmdit = load_mmdit(source, device, dtype)
-    return Pipeline(mmdit, autoencoder, encoders, model=str(source), size=native_size(transformer, mmdit))
+    return Pipeline(mmdit, autoencoder, encoders, model=str(source), size=native_size(transformer))
 
 
 @dataclass
@@ -192,7 +194,7 @@ class Pipeline:
         """Fill in what the settings left to the model, and record what the pictures are made with.
 
         Raises:
-            SettingsError: the size is no multiple of 16, or larger than the model draws.
+            SettingsError: the size is larger than the model draws.
         """
         width = self.size.width if settings.width is None else settings.width
         height = self.size.height if settings.height is None else settings.height
@@ -215,6 +217,7 @@ class Pipeline:
         policy: str = "reference",
         missing: Missing = "zeros",
         batch_size: int = 1,
+        **guidance: Any,
     ) -> GuidedVelocity:
         """Join the transformer with a prompt, as the velocity that solvers and inverses of `flow` follow.
 
@@ -225,6 +228,7 @@ class Pipeline:
             policy: as in `generate`.
             missing: as in `generate`.
             batch_size: as in `generate`.
+            guidance: `combine`, `adjust` and `interval` of `flow.guided`.
         """
         if isinstance(prompt, Encoding):
             cond = [prompt.select(index) for index in range(len(prompt))]
@@ -232,7 +236,7 @@ class Pipeline:
             cond = [self.encode_prompt(one, policy=policy, missing=missing) for one in as_prompts(prompt)]
         if not isinstance(negative, Encoding):
             negative = self.encode_prompt(negative, policy=policy, missing=missing)
-        return GuidedVelocity(self.mmdit, cond, negative, guidance_scale, batch_size=batch_size)
+        return GuidedVelocity(self.mmdit, cond, negative, guidance_scale, batch_size=batch_size, **guidance)
 
     def encode_prompt(
         self,

@@ -56,10 +56,7 @@ class Result:
             SettingsError: the name does not end in .png, or `bits` is neither 8 nor 16.
             OSError: a path cannot be written; FileExistsError where it exists. Nothing is written then.
         """
-        paths = numbered(path, len(self.image))
-        check_output(paths, suffix=".png", overwrite=overwrite)
-        if bits not in (8, 16):
-            raise SettingsError(f"a PNG has 8 or 16 bits a channel here, not {bits!r}")
+        paths = check_pictures(path, len(self.image), overwrite=overwrite, bits=bits)
         for index, one in enumerate(paths):
             info = png_info(self.settings.of(index)) if metadata else None
             with written(one, overwrite=overwrite) as temporary:
@@ -70,9 +67,17 @@ class Result:
         return paths
 
 
-def numbered(path: str | Path, count: int) -> list[Path]:
-    """Paths for `count` pictures: the path itself for one, else with numbers before its suffix."""
+def check_pictures(path: str | Path, count: int, *, overwrite: bool, bits: int) -> list[Path]:
+    """See that pictures could be saved; what `Result.save` raises is raised here.
+
+    Returns:
+        Their paths: the path itself for one, else with numbers before its suffix.
+    """
     path = Path(path)
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{index:03d}{path.suffix}") for index in range(count)]
+    paths = [path]
+    if count > 1:
+        paths = [path.with_name(f"{path.stem}-{index:03d}{path.suffix}") for index in range(count)]
+    if bits not in (8, 16):
+        raise SettingsError(f"a PNG has 8 or 16 bits a channel, not {bits!r}")
+    check_output(paths, suffix=".png", overwrite=overwrite)
+    return paths

@@ -18,6 +18,9 @@ FORMAT = "sd35.Settings"
 VERSION = 1
 """Goes up when a reader of the version before would make another picture."""
 
+SIZE_UNIT = 16
+"""Pixels along a side of a token: 8 of the autoencoder, times patches of 2."""
+
 Missing = Literal["zeros", "drop"]
 
 
@@ -50,6 +53,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_counts()
+        self._check_seed()
         self._check_names()
         for name in ("guidance_scale", "schedule_shift"):
             if not _is_number(getattr(self, name)):
@@ -66,6 +70,15 @@ class Settings:
             value = getattr(self, name)
             if not (_is_whole(value) and value >= 1):
                 raise SettingsError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("width", "height"):
+            side = getattr(self, name) or SIZE_UNIT
+            if side % SIZE_UNIT:
+                near = max(round(side / SIZE_UNIT), 1) * SIZE_UNIT
+                raise SettingsError(
+                    f"{name} must be a multiple of {SIZE_UNIT}, got {side}; the nearest is {near}"
+                )
+
+    def _check_seed(self) -> None:
         if self.seed is None:
             return
         if not (_is_whole(self.seed) and 0 <= self.seed <= SEEDS - self.images):

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from mmdit import MMDiT, MMDiTConfig
+from mmdit import MMDiTConfig
 from vae import VAEConfig
 from weights.component import Component
 
@@ -20,7 +20,7 @@ class Size(NamedTuple):
     height: int
 
 
-def native_size(transformer: Component, mmdit: MMDiT) -> Size:
+def native_size(transformer: Component) -> Size:
     """The size that a model was trained at.
 
     It is read off the file's `modelspec.resolution` ("128x128"; the Stability AI metadata standard), or else
@@ -33,25 +33,18 @@ def native_size(transformer: Component, mmdit: MMDiT) -> Size:
     side = transformer.config.get("sample_size")
     if isinstance(side, int):
         return Size(8 * side, 8 * side)
-    side = min(RELEASED, 8 * mmdit.config.patch_size * mmdit.config.pos_embed_size)
+    config = MMDiTConfig.from_shapes(transformer.shapes())
+    side = min(RELEASED, 8 * config.patch_size * config.pos_embed_size)
     return Size(side, side)
 
 
 def check_size(width: int, height: int, mmdit: MMDiTConfig, vae: VAEConfig) -> None:
-    """See that a model can draw a size.
+    """See that a model's position table covers a size.
 
     Raises:
-        SettingsError: a side is no multiple of 16, or longer than the position table.
+        SettingsError: a side is longer than the table.
     """
-    unit = mmdit.patch_size * vae.factor
-    longest = unit * mmdit.pos_embed_size
+    longest = mmdit.patch_size * vae.factor * mmdit.pos_embed_size
     for name, side in (("width", width), ("height", height)):
-        if side % unit:
-            near = max(round(side / unit), 1) * unit
-            raise SettingsError(
-                f"{name} must be a multiple of {unit}, got {side}; the nearest is {min(near, longest)}"
-            )
         if side > longest:
-            raise SettingsError(
-                f"{name} must be at most {longest}, as far as this model's positions go; got {side}"
-            )
+            raise SettingsError(f"{name} must be at most {longest}, where its positions end; got {side}")

@@ -1,0 +1,117 @@
+"""Options that several commands share."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+
+SETTINGS = (
+    "negative",
+    "seed",
+    "steps",
+    "guidance_scale",
+    "width",
+    "height",
+    "images_per_prompt",
+    "solver",
+    "schedule",
+    "schedule_shift",
+    "policy",
+    "missing",
+    "batch_size",
+)
+"""Fields of `Settings` that options set. An option that is not given leaves no trace in the arguments."""
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """What is loaded, where and how."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-m",
+        "--model",
+        metavar="SOURCE",
+        help="tiny (the default: the model that comes with this project), a .safetensors file, a folder, or "
+        "owner/name[@revision] on the Hugging Face Hub",
+    )
+    group.add_argument(
+        "--text-encoders", metavar="SOURCE", help="another source for text encoders and tokenizers"
+    )
+    group.add_argument("--vae", metavar="SOURCE", help="another source for the autoencoder")
+    group.add_argument(
+        "--t5",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="load T5, the largest text encoder (the default), or leave it out",
+    )
+    group.add_argument(
+        "--one-by-one", action="store_true", help="keep one text encoder in memory at a time, to save memory"
+    )
+    group.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto (the default): the fastest there is"
+    )
+    group.add_argument(
+        "--dtype", help="float32 (the default on a CPU), bfloat16 or float16; elsewhere the files' own"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How a picture is drawn: the fields of `Settings`."""
+    group = parser.add_argument_group("sampling")
+
+    def option(*names: str, **details: Any) -> None:
+        group.add_argument(*names, default=argparse.SUPPRESS, **details)
+
+    option("--negative", metavar="PROMPT", help="what to move away from")
+    option("--seed", type=int, help="0 (the default) to 4294967295; image k of several has the seed + k")
+    option("--steps", type=int, help="steps of the solver (default 28)")
+    option(
+        "--guidance-scale",
+        "--cfg",
+        type=float,
+        metavar="SCALE",
+        help="how strongly to follow the prompt (default 4.5); 1 is no guidance, at half the cost",
+    )
+    option("--width", type=int, help="in pixels, a multiple of 16; the model's own size by default")
+    option("--height", type=int, help="likewise")
+    option("--solver", help="euler (the default), midpoint, heun, dpmpp_2m, ...; a wrong name lists them all")
+    option("--schedule", help="table of noise levels: reference (the default), diffusers or linear")
+    option("--schedule-shift", type=float, metavar="SHIFT", help="toward noise (default 3)")
+    option("--policy", help="how prompts are read: reference (the default), diffusers or reference-exact")
+    option("--missing", help="what stands for a missing text encoder: zeros (the default) or drop")
+    option(
+        "--images-per-prompt", "--batch", type=int, metavar="N", help="pictures of each prompt (default 1)"
+    )
+    option(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="pictures that go through the transformer together (default 1); more may be faster",
+    )
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Those fields of `Settings` that the user gave."""
+    return {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+
+
+def load_pipeline(args: argparse.Namespace, **defaults: Any) -> "Pipeline":
+    """Load what `add_model`'s options ask for.
+
+    Args:
+        args: the parsed arguments.
+        defaults: model, t5 and dtype where the user gave none.
+    """
+    from ..device import as_device, as_dtype
+    from ..pipeline import load
+
+    t5 = defaults.get("t5", True) if args.t5 is None else args.t5
+    return load(
+        args.model or defaults.get("model") or "tiny",
+        as_device(args.device),
+        as_dtype(args.dtype or defaults.get("dtype")),
+        text=args.text_encoders or True,
+        t5=t5,
+        vae=args.vae,
+        one_by_one=args.one_by_one,
+    )

@@ -1,0 +1,66 @@
+"""The parser of the whole, and what becomes of errors: one line and an exit status."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from . import bench, generate, inspect, train
+
+COMMANDS = {"generate": generate, "inspect": inspect, "train": train, "bench": bench}
+
+OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses: done; something went wrong; the user asked for what cannot be; Ctrl-C (128 + SIGINT)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; None takes the process's.
+
+    Returns:
+        The exit status.
+    """
+    args = _parser().parse_args(argv)
+    name = f"sd35 {args.command}"
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `sd35 inspect tiny | head`: nobody reads on, which is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if args.traceback:
+            raise
+        print(f"{name}: error: {_message(error)}", file=sys.stderr)
+        return MISTAKE if isinstance(error, ValueError | OSError) else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sd35", description="Stable Diffusion 3.5: draw pictures, look into models, measure."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.add_argument("--traceback", action="store_true", help="show where an error arose")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def _message(error: Exception) -> str:
+    """What went wrong, for a user: every error that is raised on purpose says it in its message."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, ValueError | OSError | ArithmeticError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (--traceback shows where)"
