@@ -16,7 +16,7 @@ FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3")
 """The dtypes that weights may have; all are cast without scales."""
 
 OPTIONAL = {"controlnet": re.compile(r"pos_embed\.proj\..*")}
-"""Our keys that a part's file may hold for nothing: patches that a ControlNet with the base's own never reads."""
+"""Keys that a file may hold for nothing: a ControlNet that uses the base's patches never reads its own."""
 
 SHOWN = 24
 """Rows of one kind that a table lists before it counts the rest."""

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mmdit import ControlNet, ControlNetConfig, MMDiT, MMDiTConfig, position_table
 from textenc import CLIP, T5, CLIPConfig, CLIPTokenizer, T5Config, T5Tokenizer, TextEncoder, Widths
@@ -206,12 +207,27 @@ def build_component(component: Component) -> nn.Module:
         FitError: the sizes cannot be told, because a tensor that decides one is missing or misshapen.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             return _MODULES[component.part](component)
     except ValueError as error:
         raise FitError(
             f"{component.where or 'this'} holds no whole {PARTS[component.part]}: {error}"
         ) from error
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Skips torch.nn.init: there is nothing to set on the meta device.
+
+    Besides, the first `normal_` there, of an nn.Embedding, makes torch import its symbolic
+    mathematics, which takes longer than everything else that loading does.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call what torch was about to call, unless it sets initial values."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _clip(component: Component) -> CLIP:
