@@ -1,31 +1,110 @@
-"""Rectified flow, the mathematics alone: path, schedule, solvers, guidance, inverse, objective.
+"""Rectified flow, the mathematics alone: path, schedule, solvers, guidance, inverse, editing, objective.
 
 Everything works on velocity(x, sigma) and on states of any shape; nothing here knows a network. Reading
-order: path, schedule, solvers/base, solvers/runge_kutta, guidance, objective, inverse.
+order: path, schedule, solvers/base, solvers/runge_kutta, guidance, objective; then solvers/reversible and
+inverse/.
 """
 
+from .edit import flow_edit, toward_data, toward_noise
 from .errors import FlowError
-from .guidance import guide
+from .guidance import apg, cfg_zero, guide, guided, plain, rescale, threshold, zero_start
+from .inverse import METHODS, InverseStep, Inversion, Method, Report, StepReport, inversion, invert, inverting
+from .metrics import Closeness, closeness
 from .objective import cfm_loss, sample_sigmas
 from .path import denoised, interpolate, target
 from .schedule import sigmas, start_step
-from .solvers import SOLVERS, Solver, Step, Velocity, euler, last, solve
+from .skip_layer import SKIP_LAYER, SkipLayer, skip_layer
+from .solvers import (
+    SOLVERS,
+    Companion,
+    Solution,
+    Solver,
+    Step,
+    Transition,
+    Velocity,
+    ab2,
+    bdia,
+    bitexact,
+    companion_of,
+    dopri5,
+    dpmpp_2m,
+    euler,
+    fireflow,
+    flow_dpmpp_2m,
+    heun,
+    integrate,
+    last,
+    leapfrog,
+    midpoint,
+    obelm,
+    on_grid,
+    reversible_heun,
+    rk4,
+    sde,
+    solve,
+    transition,
+)
 
 __all__ = [
+    "METHODS",
+    "SKIP_LAYER",
     "SOLVERS",
+    "Closeness",
+    "Companion",
     "FlowError",
+    "InverseStep",
+    "Inversion",
+    "Method",
+    "Report",
+    "SkipLayer",
+    "Solution",
     "Solver",
     "Step",
+    "StepReport",
+    "Transition",
     "Velocity",
+    "ab2",
+    "apg",
+    "bdia",
+    "bitexact",
+    "cfg_zero",
     "cfm_loss",
+    "closeness",
+    "companion_of",
     "denoised",
+    "dopri5",
+    "dpmpp_2m",
     "euler",
+    "fireflow",
+    "flow_dpmpp_2m",
+    "flow_edit",
     "guide",
+    "guided",
+    "heun",
+    "integrate",
     "interpolate",
+    "inversion",
+    "invert",
+    "inverting",
     "last",
+    "leapfrog",
+    "midpoint",
+    "obelm",
+    "on_grid",
+    "plain",
+    "rescale",
+    "reversible_heun",
+    "rk4",
     "sample_sigmas",
+    "sde",
     "sigmas",
+    "skip_layer",
     "solve",
     "start_step",
     "target",
+    "threshold",
+    "toward_data",
+    "toward_noise",
+    "transition",
+    "zero_start",
 ]

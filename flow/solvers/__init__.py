@@ -1,7 +1,42 @@
-"""Solvers of the flow, all under one signature."""
+"""Solvers of the flow, all under one signature: solver(velocity, x, sigmas, **options) yields steps."""
 
+from .adaptive import dopri5
 from .base import Step, Velocity, last
-from .runge_kutta import euler
-from .table import SOLVERS, Solver, solve
+from .bitexact import bitexact, on_grid
+from .companion import Companion
+from .multistep import ab2, dpmpp_2m, fireflow, flow_dpmpp_2m
+from .reversible import bdia, leapfrog, obelm, reversible_heun
+from .runge_kutta import euler, heun, midpoint, rk4
+from .stochastic import Transition, sde, transition
+from .table import SOLVERS, Solution, Solver, companion_of, integrate, solve
 
-__all__ = ["SOLVERS", "Solver", "Step", "Velocity", "euler", "last", "solve"]
+__all__ = [
+    "SOLVERS",
+    "Companion",
+    "Solution",
+    "Solver",
+    "Step",
+    "Transition",
+    "Velocity",
+    "ab2",
+    "bdia",
+    "bitexact",
+    "companion_of",
+    "dopri5",
+    "dpmpp_2m",
+    "euler",
+    "fireflow",
+    "flow_dpmpp_2m",
+    "heun",
+    "integrate",
+    "last",
+    "leapfrog",
+    "midpoint",
+    "obelm",
+    "on_grid",
+    "reversible_heun",
+    "rk4",
+    "sde",
+    "solve",
+    "transition",
+]

@@ -8,8 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FlowError
-from .base import Step, Velocity, last
-from .runge_kutta import euler
+from . import reversible as rev
+from .adaptive import dopri5
+from .base import Step, Velocity, last, prepare
+from .bitexact import bitexact, undo_bitexact
+from .companion import Companion, settings_of
+from .multistep import ab2, dpmpp_2m, fireflow, flow_dpmpp_2m
+from .runge_kutta import euler, heun, midpoint, rk4
+from .stochastic import sde
 
 
 @dataclass(frozen=True)
@@ -19,17 +25,61 @@ class Solver:
     run: Callable[..., Iterator[Step]]
     """run(velocity, x, sigmas, **options) yields steps."""
     order: int
-    """The error at the end shrinks as (1 / steps) to this power."""
+    """The error at the end shrinks as (1 / steps) to this power, once steps are short."""
     evaluations: int | None
     """Calls of the velocity per step; None where the solver decides as it goes."""
+    startup: int
+    """Calls beside those, once, when falling to 0."""
     summary: str
+    """One line for a user."""
+    undo: Callable[..., Iterator[Step]] | None = None
+    """undo(velocity, x, companion, sigmas, **options) yields the steps back; None where there is no way."""
+    stochastic: bool = False
+    """Draws noise from a `generator`, and knows the log-probability of each step."""
+
+    @property
+    def reversible(self) -> bool:
+        """Whether a generation can be undone from its last state and its companion."""
+        return self.undo is not None
 
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType(
     {
-        "euler": Solver(euler, 1, 1, "straight lines; what SD3.5 is usually run with"),
+        "euler": Solver(euler, 1, 1, 0, "straight lines; what diffusers runs SD3.5 with"),
+        "midpoint": Solver(midpoint, 2, 2, 0, "the velocity from the middle of each step (RF-Solver)"),
+        "heun": Solver(heun, 2, 2, 0, "the mean of the velocities at both ends"),
+        "rk4": Solver(rk4, 4, 4, 0, "classical Runge-Kutta"),
+        "ab2": Solver(ab2, 2, 1, 0, "Adams-Bashforth: Euler corrected by the step before"),
+        "fireflow": Solver(fireflow, 2, 1, 1, "midpoint that reuses the last middle velocity"),
+        "dpmpp_2m": Solver(dpmpp_2m, 2, 1, 0, "DPM-Solver++(2M) in -log sigma, as Stability runs SD3.5"),
+        "flow_dpmpp_2m": Solver(flow_dpmpp_2m, 2, 1, 0, "DPM-Solver++(2M) in the log-SNR of the flow"),
+        "dopri5": Solver(dopri5, 5, None, 1, "adaptive Dormand-Prince 5(4), to rtol and atol"),
+        "sde": Solver(sde, 1, 1, 0, "stochastic, with log-probabilities (Flow-GRPO)", stochastic=True),
+        "reversible_heun": Solver(
+            rev.reversible_heun, 2, 1, 0, "can be undone, to rounding", rev.undo_reversible_heun
+        ),
+        "leapfrog": Solver(
+            rev.leapfrog, 1, 1, 1, "asynchronous leapfrog: can be undone, to rounding", rev.undo_leapfrog
+        ),
+        "bdia": Solver(rev.bdia, 1, 1, 0, "bidirectional: can be undone, to rounding", rev.undo_bdia),
+        "obelm": Solver(rev.obelm, 1, 1, 0, "clipped O-BELM: can be undone, to rounding", rev.undo_obelm),
+        "bitexact": Solver(
+            bitexact, 2, 1, 1, "reversible Heun in integers: can be undone to the last bit", undo_bitexact
+        ),
     }
 )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The end of a run, and what a run leaves beside it."""
+
+    x: Tensor
+    """The state at `sigmas[-1]`, (B, *S), float32 or better."""
+    companion: Companion | None
+    """What `invert` needs beside `x` to return; of reversible solvers."""
+    log_prob: Tensor | None
+    """The log-density of the whole path given its start, (B,); of stochastic solvers."""
 
 
 def lookup(solver: str) -> Solver:
@@ -60,3 +110,54 @@ def solve(velocity: Velocity, x: Tensor, sigmas: Tensor, solver: str = "euler", 
         FlowError: an unknown solver, or what the solver refuses.
     """
     return last(lookup(solver).run(velocity, x, sigmas, **options)).x
+
+
+def integrate(
+    velocity: Velocity,
+    x: Tensor,
+    sigmas: Tensor,
+    solver: str = "euler",
+    *,
+    extra: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Solution:
+    """`solve`, keeping what lies beside the last state: the companion or the log-probability.
+
+    Args:
+        velocity: as in `solve`.
+        x: as in `solve`.
+        sigmas: as in `solve`.
+        solver: as in `solve`.
+        extra: JSON values that make the velocity what it is, such as the prompt, the guidance scale and the
+            model. They go into the companion, which then refuses to be used with others.
+        options: keyword arguments of the solver; JSON values for a reversible one.
+
+    Raises:
+        FlowError: as in `solve`, or settings that are not JSON.
+    """
+    log_prob, step = None, None
+    for step in lookup(solver).run(velocity, x, sigmas, **options):
+        if step.log_prob is not None:
+            log_prob = step.log_prob if log_prob is None else log_prob + step.log_prob
+    assert step is not None
+    return Solution(step.x, companion_of(step, sigmas, solver, extra=extra, **options), log_prob)
+
+
+def companion_of(
+    step: Step, sigmas: Tensor, solver: str, *, extra: Mapping[str, Any] | None = None, **options: Any
+) -> Companion | None:
+    """The companion of the last step of a run that the caller steps through; None of a solver without.
+
+    Args:
+        step: the last step.
+        sigmas: those that the solver was given.
+        solver: its name in SOLVERS.
+        extra: as in `integrate`.
+        options: the keyword arguments that the solver was given.
+    """
+    if step.companion is None:
+        return None
+    _, table = prepare(step.x, sigmas)
+    companion = Companion(step.companion, settings_of(solver, options, step.x, table, extra or {}))
+    companion.fingerprint  # noqa: B018 - a setting that is not JSON raises here, not when it is too late
+    return companion

@@ -1,0 +1,16 @@
+"""From data back to noise."""
+
+from .invert import METHODS, Method, inversion, invert, inverting
+from .report import InverseStep, Inversion, Report, StepReport
+
+__all__ = [
+    "METHODS",
+    "InverseStep",
+    "Inversion",
+    "Method",
+    "Report",
+    "StepReport",
+    "inversion",
+    "invert",
+    "inverting",
+]

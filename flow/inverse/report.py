@@ -1,0 +1,111 @@
+"""What an inversion did, step by step."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """How one step of a generation was inverted."""
+
+    number: int
+    """Of the generation's step, 0 being the first from noise."""
+    sigma: float
+    """The noisier end of the step, where the inversion arrived."""
+    sigma_next: float
+    """The end where it began."""
+    evaluations: int
+    """Calls of the velocity."""
+    residual: tuple[float, ...] | None = None
+    """Per sample, how far the generation's own step from here misses where it should end (root mean square),
+    as last measured; the state returned is one update better. None of methods that do not measure it."""
+    tolerance: float | None = None
+    """What the residual was to reach."""
+    stretch: tuple[float, ...] | None = None
+    """Per sample, the least ⟨Δx, ΔF⟩ / ⟨Δx, Δx⟩ seen of the generation's step F. Below 0, the step folds: it
+    is not one-to-one there, and another x leads to the same end."""
+
+    @property
+    def converged(self) -> tuple[bool, ...]:
+        """Per sample, whether the residual reached the tolerance; empty where none is measured."""
+        if self.residual is None or self.tolerance is None:
+            return ()
+        return tuple(r <= self.tolerance for r in self.residual)
+
+    @property
+    def ambiguous(self) -> tuple[int, ...]:
+        """The samples for which the generation's step was seen to fold."""
+        return tuple(sample for sample, stretch in enumerate(self.stretch or ()) if stretch < 0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a generation was inverted."""
+
+    method: str
+    solver: str
+    steps: tuple[StepReport, ...]
+    """In the order of the inversion, from data to noise."""
+
+    @property
+    def evaluations(self) -> int:
+        """Calls of the velocity in all."""
+        return sum(step.evaluations for step in self.steps)
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether every sample converged in every step; None of methods that do not measure it."""
+        flags = [flag for step in self.steps for flag in step.converged]
+        return all(flags) if flags else None
+
+    @property
+    def ambiguous(self) -> tuple[int, ...]:
+        """The samples whose noise may be another than the generation's, as some step is not one-to-one."""
+        return tuple(sorted({sample for step in self.steps for sample in step.ambiguous}))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for each thing that went wrong or may have; empty if all is well."""
+        lines = [
+            f"step {step.number} (sigma {step.sigma:.4g}): sample {sample} stopped at a residual of "
+            f"{residual:.2e}, {residual / step.tolerance:.3g} times the tolerance"
+            for step in self.steps
+            if step.residual is not None and step.tolerance is not None
+            for sample, residual in enumerate(step.residual)
+            if residual > step.tolerance
+        ]
+        for sample in self.ambiguous:
+            where = ", ".join(str(step.number) for step in self.steps if sample in step.ambiguous)
+            lines.append(
+                f"sample {sample}: the generation folds at steps {where}, so that other noise leads to the "
+                "same data and may have been found instead; only a reversible solver returns for certain"
+            )
+        return tuple(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        totals = {
+            "evaluations": self.evaluations,
+            "converged": self.converged,
+            "problems": list(self.problems),
+        }
+        return asdict(self) | totals
+
+
+class InverseStep(NamedTuple):
+    """A step of an inversion, as it is taken."""
+
+    x: Tensor
+    """(B, *S), the state at the noisier end of the step."""
+    report: StepReport
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """The noise that an inversion found, and how."""
+
+    noise: Tensor
+    """(B, *S), the state at `sigmas[0]`, in the dtype of the data (float32 or better)."""
+    report: Report

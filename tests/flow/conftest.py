@@ -1,0 +1,105 @@
+"""Flows whose velocity is known in closed form, shared by the tests of solvers, guidance and inverses."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Data ~ N(mean, std²): velocity and flow are known (shared/reference/parity, samplers_closed_form)."""
+
+    mean: float = 0.3
+    std: float = 0.5
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.reshape(-1, *(1,) * (x.ndim - 1)).to(x)
+        keep = 1 - level
+        variance = keep**2 * self.std**2 + level**2
+        return (level - keep * self.std**2) / variance * (x - keep * self.mean) - self.mean
+
+    def moments(self, sigma: float) -> tuple[float, float]:
+        return (1 - sigma) * self.mean, math.sqrt((1 - sigma) ** 2 * self.std**2 + sigma**2)
+
+    def exact(self, x: Tensor, start: float, end: float) -> Tensor:
+        (mean, std), (mean_end, std_end) = self.moments(start), self.moments(end)
+        return mean_end + std_end / std * (x - mean)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Data from a mixture of normal distributions around `means` (K, D): a nonlinear flow without training.
+
+    v = E[noise - data | x] is the mean of the components' Gaussian velocities, weighted by how likely each
+    component is given x. `dtype` rounds the answer, as a network computed in it would.
+    """
+
+    means: Tensor
+    std: float
+    dtype: torch.dtype | None = None
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        means = self.means.to(x)
+        if self.dtype is not None:
+            x, means, sigma = x.to(self.dtype), means.to(self.dtype), sigma.to(self.dtype)
+        level = sigma.reshape(-1, 1, 1).to(x)
+        keep, flat = 1 - level, x.flatten(1)[:, None]
+        variance = keep**2 * self.std**2 + level**2
+        away = flat - keep * means  # (B, K, D)
+        likely = torch.softmax(-(away**2).sum(-1) / (2 * variance[:, 0]), dim=-1)[..., None]
+        each = (level - keep * self.std**2) / variance * away - means
+        return (likely * each).sum(1).reshape(x.shape)
+
+
+@pytest.fixture(scope="session")
+def gaussian() -> Gaussian:
+    return Gaussian()
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """toy(guidance, dtype) is a guided velocity on (B, 4, 4, 4): class one of four against all."""
+    generator = torch.Generator().manual_seed(5)
+    means = torch.randn(24, 64, generator=generator, dtype=torch.float64)
+
+    def build(guidance: float = 4.5, dtype: torch.dtype | None = None):
+        cond, uncond = Mixture(means[:6], 0.3, dtype), Mixture(means, 0.3, dtype)
+        if guidance == 1:
+            return cond
+        return lambda x, sigma: (
+            (c := cond(x, sigma).to(x), u := uncond(x, sigma).to(x)) and u + guidance * (c - u)
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def noise_for():
+    """noise_for(batch, seed, dtype) is standard normal, (batch, 4, 4, 4)."""
+
+    def draw(batch: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(batch, 4, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def counted():
+    """counted(velocity) counts its calls in `.calls`, and keeps the sigmas in `.sigmas`."""
+
+    class Counted:
+        def __init__(self, velocity) -> None:
+            self.velocity, self.sigmas = velocity, []
+
+        @property
+        def calls(self) -> int:
+            return len(self.sigmas)
+
+        def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+            self.sigmas.append(float(sigma[0]))
+            return self.velocity(x, sigma)
+
+    return Counted
