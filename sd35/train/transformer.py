@@ -32,14 +32,15 @@ MMDIT = MMDiTConfig(
     dim=192, depth=6, num_heads=3, pos_embed_size=32, context_dim=256, pooled_dim=64 + 128, dual_blocks=(0, 1)
 )
 SCENES = 30_000  # encoded once; two thirds of them pairs, which are harder and more varied
-BATCH = 64
+BATCH = 32
+ENCODED = 64  # scenes encoded at a time
 DROP = 0.1  # of the captions, for guidance; and of each encoder by itself, so that one may be missing
 FULL_LENGTH = 77
 
 # Most of a caption's 77 + 77 tokens are padding, and the cost of a step is their number. So the
 # model learns on sequences just long enough for the batch, and gets used to the padding at the end.
-PLAN = Plan(steps=9000, learning_rate=1e-3, warmup=300, decay=0.4, ema=0.999)
-PADDED_FROM = 0.85  # share of the steps after which sequences have their full length
+PLAN = Plan(steps=5400, learning_rate=1e-3, warmup=200, decay=0.35, ema=0.999)
+PADDED_FROM = 0.9  # share of the steps after which sequences have their full length
 
 
 class Painter(nn.Module):
@@ -158,8 +159,8 @@ def encoded_scenes(vae: VAE, path: Path, *, seed: int, device: torch.device) -> 
         with safe_open(path, framework="pt") as file:
             return scenes, file.get_tensor("latents")
     parts = []
-    for start in trange(0, SCENES, BATCH, desc="latents"):
-        image = pictures_of(scenes[start : start + BATCH], seeded(seed, 5, start), device)
+    for start in trange(0, SCENES, ENCODED, desc="latents"):
+        image = pictures_of(scenes[start : start + ENCODED], seeded(seed, 5, start), device)
         with torch.autocast(device.type, torch.bfloat16):
             parts.append(vae.encode(image).half().cpu())
     latents = torch.cat(parts)

@@ -1,0 +1,43 @@
+"""What the transformer's training is made of."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sd35.train.fit import seeded
+from sd35.train.transformer import ExplicitAttention, Painter
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"is_causal": True}, {"attn_mask": torch.randn(1, 3, 5, 5), "scale": 1.0}]
+)
+def test_explicit_attention_is_attention(kwargs: dict[str, object]) -> None:
+    q, k, v = torch.randn(3, 2, 3, 5, 8, dtype=torch.float64)
+    if "attn_mask" in kwargs:
+        kwargs = {**kwargs, "attn_mask": kwargs["attn_mask"].double()}
+    expected = F.scaled_dot_product_attention(q, k, v, **kwargs)
+    with ExplicitAttention():
+        actual = F.scaled_dot_product_attention(q, k, v, **kwargs)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-14)
+
+
+def test_a_dropped_encoder_leaves_zeros() -> None:
+    painter = Painter(50, 40, seeded(0))
+    ids = [torch.tensor([[48, 3, 49], [48, 4, 49]])] * 2 + [torch.tensor([[5, 1], [6, 1]])]
+    keep = torch.tensor([[True, False], [True, True], [False, True]])
+    with torch.no_grad():
+        context, pooled = painter.encode(ids, keep)
+    assert context.shape == (2, 5, 256)
+    assert pooled.shape == (2, 192)
+    zero = {
+        "CLIP-L": context[:, :3, :64].abs().amax((1, 2)) == 0,
+        "CLIP-G": context[:, :3, 64:192].abs().amax((1, 2)) == 0,
+        "T5": context[:, 3:].abs().amax((1, 2)) == 0,
+        "CLIP-L pooled": pooled[:, :64].abs().amax(1) == 0,
+    }
+    assert {name: value.tolist() for name, value in zero.items()} == {
+        "CLIP-L": [False, True],
+        "CLIP-G": [False, False],
+        "T5": [True, False],
+        "CLIP-L pooled": [False, True],
+    }
