@@ -85,8 +85,11 @@ class Repository:
         """The file in the cache, downloaded with a progress bar where it is not there yet."""
         import huggingface_hub
 
+        # By name, not by commit: so the cache learns what the name stands for, and serves it offline.
         with explained(self._hub_name):
-            return Path(huggingface_hub.hf_hub_download(self._hub_name.repo, file, revision=self._commit))
+            return Path(
+                huggingface_hub.hf_hub_download(self._hub_name.repo, file, revision=self._hub_name.revision)
+            )
 
     def is_here(self, file: str) -> bool:
         """Whether the cache has the file."""
