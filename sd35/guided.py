@@ -26,6 +26,7 @@ class Evaluation:
     sigma: float
     samples: tuple[int, ...]  # of each row: the index of its image
     branches: tuple[Branch, ...]  # of each row
+    encodings: tuple[Encoding, ...]  # of each row: the prompt that it is drawn from, as a batch of one
 
 
 _current: ContextVar[Evaluation | None] = ContextVar("sd35.evaluation", default=None)
@@ -137,7 +138,7 @@ class GuidedVelocity:
         pooled = torch.cat([encoding.pooled for encoding in encodings])
         times = len(branches)
         level = float(sigma[0])
-        with _announced(Evaluation(self.step, level, samples * times, each)):
+        with _announced(Evaluation(self.step, level, samples * times, each, tuple(encodings))):
             v = self.mmdit(x.repeat(times, 1, 1, 1), sigma.repeat(times), context, pooled)
         dtype = self.mmdit.context_embedder.weight.dtype
         return check_finite(v, "transformer", dtype, step=self.step, sigma=level)

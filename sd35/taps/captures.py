@@ -1,17 +1,16 @@
 """What was captured: tensors by tap, step and branch, in memory and in a file."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import check_output, written
 from ..guided import Branch
 from .errors import TapError
 from .match import Pattern, match, near
@@ -123,25 +122,24 @@ class Captures(Mapping[str, Tensor]):
         The file appears whole or not at all. Gradients are not kept.
 
         Args:
-            path: of the file.
+            path: of the file, which ends in .safetensors.
             overwrite: replace a file that is there.
 
         Raises:
-            FileExistsError: there is one.
+            ValueError: the name ends otherwise.
+            FileExistsError: there is such a file.
+            OSError: the folder does not exist or may not be written to.
         """
         path = Path(path)
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} is there already: choose another name, or pass overwrite=True")
+        check_output([path], suffix=".safetensors", overwrite=overwrite)
         # Copies, so that tensors which share memory, as what a module merely passes on does, can be written.
         copies = [record.tensor.detach().cpu().clone() for record in self.records]
         tensors = {f"{i:06d}": tensor.contiguous() for i, tensor in enumerate(copies)}
         bare = [asdict(replace(record, tensor=torch.empty(0))) for record in self.records]
         described = [{name: value for name, value in one.items() if name != "tensor"} for one in bare]
         metadata = {"format": FORMAT, "records": json.dumps(described)}
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            new = Path(folder, path.name)
+        with written(path, overwrite=overwrite) as new:
             save_file(tensors, new, metadata)
-            os.replace(new, path)
 
     @classmethod
     def load(cls, path: Path | str) -> "Captures":
