@@ -16,21 +16,25 @@ if TYPE_CHECKING:
     from .errors import NonFiniteError, SettingsError
     from .generation import Generation
     from .guided import GuidedVelocity
+    from .invert import Inverted
     from .metadata import read_settings
     from .noise import draw_noise
     from .pipeline import Pipeline, load
     from .result import Result
     from .settings import Settings
+    from .state import State
     from .taps import capture, edit
 
 __all__ = [
     "Generation",
     "GuidedVelocity",
+    "Inverted",
     "NonFiniteError",
     "Pipeline",
     "Result",
     "Settings",
     "SettingsError",
+    "State",
     "capture",
     "draw_noise",
     "edit",
@@ -41,11 +45,13 @@ __all__ = [
 _HOMES = {
     "Generation": ".generation",
     "GuidedVelocity": ".guided",
+    "Inverted": ".invert",
     "NonFiniteError": ".errors",
     "Pipeline": ".pipeline",
     "Result": ".result",
     "Settings": ".settings",
     "SettingsError": ".errors",
+    "State": ".state",
     "capture": ".taps",
     "draw_noise": ".noise",
     "edit": ".taps",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 import flow
-from flow.solvers import companion_of
+from flow import companion_of
 from textenc import Encoding
 
 from .guided import GuidedVelocity

@@ -6,7 +6,7 @@ SD3 paper (Esser et al. 2024, arXiv:2403.03206), figure 2:
     seed ───────────────────▶ noise ─ transformer, at each step ─▶ latents ─ autoencoder ─▶ picture
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flow import SOLVERS
+from flow import SOLVERS, Companion
 from mmdit import MMDiT
 from textenc import Encoding, TextEncoder
 from textenc.prompt import PromptLike, as_prompts
@@ -29,6 +29,7 @@ from .device import as_device
 from .errors import SettingsError, check_finite
 from .generation import Generation
 from .guided import GuidedVelocity
+from .invert import Inverted, invert
 from .result import Result
 from .settings import Missing, Preset, Settings
 from .size import Size, check_size, native_size
@@ -188,7 +189,7 @@ class Pipeline:
         if noise is not None:
             self._check_noise(noise, settings)
             noise = noise.detach().float().cpu()
-        return Generation(self, settings, self._encode_each(settings), noise)
+        return Generation(self, settings, self.encode_each(settings), noise)
 
     def complete(self, settings: Settings) -> Settings:
         """Fill in what the settings left to the model, and record what the pictures are made with.
@@ -281,14 +282,69 @@ class Pipeline:
         image = torch.cat([self.vae.decode(one) for one in latents.to(self.device).float().split(1)])
         return check_finite(image, "autoencoder (decoding)", _dtype_of(self.vae))
 
+    def invert(
+        self,
+        data: Tensor | Image.Image,
+        prompt: PromptLike | Sequence[PromptLike],
+        *,
+        method: str = "exact",
+        method_options: Mapping[str, Any] | None = None,
+        companion: Companion | None = None,
+        noise: Tensor | None = None,
+        refine_steps: int = 0,
+        measure: bool = True,
+        progress: bool = False,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Inverted:
+        """Find the noise that pictures were drawn from, and measure what is lost on the way.
+
+        The settings must be the generation's: another prompt or guidance scale is another flow.
+
+        Args:
+            data: pictures (B, 3, H, W) in [-1, 1], one Pillow picture, or latents (B, 16, h, w). Eight bits
+                and the autoencoder lose more than a good method does: latents are better.
+            prompt: of the generation: one for all pictures, or one for each.
+            method: a name in `flow.METHODS`; not read where there is a companion.
+            method_options: keyword arguments of the method.
+            companion: what a reversible solver left, `Result.companion`: the generation is then undone.
+            noise: the true noise, where it is known, to compare with.
+            refine_steps: steps of `vae.refine`, by which the latents of a picture are improved.
+            measure: draw again from the noise that was found, to see what the inverse of the solver misses.
+            progress: show a bar on stderr.
+            seed: of the generation, where it is known; its noise is then compared with.
+            settings: the others that `generate` takes: negative, steps, guidance_scale, solver, ...
+
+        Raises:
+            ValueError: the data are none of this model's, settings that do not fit, or a companion of
+                another generation; before work starts.
+            NonFiniteError: a stage computed NaN or infinity.
+        """
+        prompts = as_prompts(prompt)
+        count = 1 if isinstance(data, Image.Image) else len(data)
+        settings["negative"] = as_prompts(settings.get("negative", ""))[0]
+        settings.setdefault("images_per_prompt", count if len(prompts) == 1 else 1)
+        return invert(
+            self,
+            data,
+            Settings(prompts=prompts, seed=seed, **settings),
+            method=method,
+            options=method_options,
+            companion=companion,
+            noise=noise,
+            refine_steps=refine_steps,
+            measure=measure,
+            progress=progress,
+        )
+
     def latents_shape(self, width: int | None, height: int | None) -> tuple[int, int, int]:
         """The shape (16, h, w) of the latents of one picture; None is the model's own size."""
         factor = self.vae.config.factor
         width, height = width or self.size.width, height or self.size.height
         return self.mmdit.config.channels, height // factor, width // factor
 
-    def _encode_each(self, settings: Settings) -> list[Encoding]:
-        """The prompt of each image, and then the negative one.
+    def encode_each(self, settings: Settings) -> list[Encoding]:
+        """Encode the prompt of each image, and then the negative one.
 
         Each is encoded by itself, since T5's padding and the rounding of matrix products would make it depend
         on its neighbours; all in one call where encoders are loaded for each, which would take too long.

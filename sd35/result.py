@@ -7,13 +7,14 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from flow.solvers import Companion
+from flow import Companion
 from vae.image import save_png16, to_pil
 
 from .errors import SettingsError
 from .files import check_output, written
 from .metadata import png_info
 from .settings import Settings
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class Result:
                 else:
                     self.images[index].save(temporary, format="PNG", pnginfo=info)
         return paths
+
+    def state(self) -> State:
+        """The latents, with the companion of a reversible solver, as a state that can be saved."""
+        return State(self.settings, latents=self.latents, companion=self.companion)
 
 
 def check_pictures(path: str | Path, count: int, *, overwrite: bool, bits: int) -> list[Path]:

@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--no-metadata", action="store_true", help="leave prompt and settings out of the picture"
     )
+    output.add_argument(
+        "--save-latents",
+        type=Path,
+        metavar="FILE",
+        help="also write the latents as safetensors, with what a reversible solver needs to return from them",
+    )
     output.add_argument("--bits", type=int, default=8, help="8 (the default) or 16 bits a channel")
     add_sampling(parser)
     add_model(parser)
@@ -47,11 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, load, draw and save; print the paths of the pictures."""
+    from ..files import check_output
     from ..result import check_pictures
 
     settings = settings_of(args)
     path = args.output or Path(default_name(settings))
     check_pictures(path, settings.images, overwrite=args.overwrite, bits=args.bits)
+    if args.save_latents is not None:
+        check_output([args.save_latents], suffix=".safetensors", overwrite=args.overwrite)
 
     made_with = settings.made_with
     pipe = load_pipeline(
@@ -62,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     for saved in result.save(path, overwrite=args.overwrite, metadata=not args.no_metadata, bits=args.bits):
         print(saved)
+    if args.save_latents is not None:
+        print(result.state().save(args.save_latents, overwrite=args.overwrite))
     return 0
 
 
