@@ -38,9 +38,10 @@ DROP = 0.1  # of the captions, for guidance; and of each encoder by itself, so t
 FULL_LENGTH = 77
 
 # Most of a caption's 77 + 77 tokens are padding, and the cost of a step is their number. So the
-# model learns on sequences just long enough for the batch, and gets used to the padding at the end.
-PLAN = Plan(steps=5400, learning_rate=1e-3, warmup=200, decay=0.35, ema=0.999)
-PADDED_FROM = 0.9  # share of the steps after which sequences have their full length
+# model learns on sequences just long enough for the batch, and gets used to the padding on the way.
+PLAN = Plan(steps=5600, learning_rate=1e-3, warmup=200, decay=0.35, ema=0.999)
+PADDED_EVERY = (1750, 5)  # from this step on, one batch in five has its full length
+PADDED_FROM = 5150  # from this step on, all of them have
 
 
 class Painter(nn.Module):
@@ -131,8 +132,7 @@ def train_painter(
         texts = [caption(scenes[i], generator) for i in chosen.tolist()]
         texts = [text if kept else "" for text, kept in zip(texts, _kept(BATCH, generator), strict=True)]
         keep = torch.stack([_kept(BATCH, generator) for _ in range(3)])
-        padded = step >= PADDED_FROM * PLAN.steps
-        ids = tokenizers.encode(texts, length=FULL_LENGTH if padded else None)
+        ids = tokenizers.encode(texts, length=FULL_LENGTH if is_padded(step) else None)
         sigma = sample_sigmas(BATCH, generator)
         noise = torch.randn(data.shape, generator=generator)
         with ExplicitAttention():
@@ -148,6 +148,12 @@ def train_painter(
     average = fit(painter, loss_at, PLAN, state, label="transformer", worker=worker)
     painter.load_state_dict(average.state_dict())
     return painter
+
+
+def is_padded(step: int) -> bool:
+    """Whether the captions of this step are padded to their full length."""
+    start, every = PADDED_EVERY
+    return step >= PADDED_FROM or (step >= start and step % every == 0)
 
 
 @torch.no_grad()
