@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .editing import Control, Edited
     from .errors import NonFiniteError, SettingsError
     from .generation import Generation
     from .guided import GuidedVelocity
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .taps import capture, edit
 
 __all__ = [
+    "Control",
+    "Edited",
     "Generation",
     "GuidedVelocity",
     "Inverted",
@@ -43,6 +46,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Control": ".editing",
+    "Edited": ".editing",
     "Generation": ".generation",
     "GuidedVelocity": ".guided",
     "Inverted": ".invert",

@@ -5,7 +5,7 @@ of the solver is approximate. Each is measured by itself, in the terms of `flow.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import flow
 from flow import Closeness, Companion, Report, closeness
+from textenc.prompt import PromptLike, as_prompts
 from vae.image import to_tensor, to_uint8
 from vae.refine import refine
 
@@ -31,6 +32,20 @@ if TYPE_CHECKING:
 
 IMAGE_RANGE = 2.0
 """Of an image, from -1 to 1."""
+
+FLOW = (
+    "prompts",
+    "negative",
+    "guidance_scale",
+    "steps",
+    "solver",
+    "solver_options",
+    "schedule",
+    "schedule_shift",
+    "policy",
+    "missing",
+)
+"""The settings that decide where a solver goes; the rest decide where it begins, and how fast."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +87,58 @@ class Inverted:
         return "\n".join(lines)
 
 
+def opened(
+    data: Tensor | Image.Image | State,
+    prompt: PromptLike | Sequence[PromptLike] | None,
+    companion: Companion | None,
+    given: Mapping[str, Any],
+) -> tuple[Tensor | Image.Image, Settings, Companion | None, Settings | None]:
+    """What is to be inverted and how it was made, from plain arguments or from a saved state.
+
+    Args:
+        data: pictures, latents, or a state, which brings its settings and its companion.
+        prompt: of the generation; None leaves it to the state.
+        companion: of a reversible solver; None leaves it to the state.
+        given: other settings; they change what they name in those of a state.
+
+    Returns:
+        Pictures or latents, the settings, the companion if any, and the saved settings if any.
+
+    Raises:
+        SettingsError: a state without latents, no prompt at all, or settings out of range.
+    """
+    given = dict(given)
+    if "negative" in given:
+        (given["negative"],) = as_prompts(given["negative"])
+    if prompt is not None:
+        given["prompts"] = as_prompts(prompt)
+    if isinstance(data, State):
+        if data.latents is None:
+            raise SettingsError("this state holds noise and no latents: there is nothing to invert")
+        return data.latents, replace(data.settings, **given), companion or data.companion, data.settings
+    if prompt is None:
+        raise SettingsError("which prompt was the picture drawn from? Only a saved state knows by itself")
+    count = 1 if isinstance(data, Image.Image) else len(data)
+    given.setdefault("images_per_prompt", count if len(given["prompts"]) == 1 else 1)
+    return data, Settings(**({"seed": None} | given)), companion, None
+
+
+def differences(saved: Settings, settings: Settings) -> tuple[str, ...]:
+    """One line for each setting that makes another flow of the saved one, and what that costs."""
+    names = [name for name in FLOW if getattr(saved, name) != getattr(settings, name)]
+    return tuple(
+        f"{name.replace('_', ' ')}: not what the picture was drawn with. That is another flow, and leads to "
+        "other noise: it draws this picture under these settings, but is not what the picture came from"
+        for name in names
+    )
+
+
 def invert(
     pipe: "Pipeline",
     data: Tensor | Image.Image,
     settings: Settings,
     *,
+    saved: Settings | None = None,
     method: str = "exact",
     options: Mapping[str, Any] | None = None,
     companion: Companion | None = None,
@@ -85,7 +147,21 @@ def invert(
     measure: bool = True,
     progress: bool = False,
 ) -> Inverted:
-    """Find the noise of pictures; see `Pipeline.invert`, which makes the settings from plain arguments."""
+    """Find the noise of pictures; see `Pipeline.invert`, which makes the settings from plain arguments.
+
+    Args:
+        pipe: the model.
+        data: pictures or latents.
+        settings: to invert with.
+        saved: of the generation, where they are known; what differs is told in the notes.
+        method: a name in `flow.METHODS`.
+        options: of the method.
+        companion: of a reversible solver.
+        noise: the true noise.
+        refine_steps: by which the latents of pictures are improved.
+        measure: draw again from the noise.
+        progress: show a bar.
+    """
     image, latents, settings = checked(pipe, data, settings)
     *cond, uncond = pipe.encode_each(settings)
     losses: dict[str, Closeness] = {}
@@ -121,7 +197,7 @@ def invert(
         settings=settings,
         report=report,
         losses=losses,
-        notes=tuple(_notes(pipe, report)),
+        notes=(*(differences(saved, settings) if saved is not None else ()), *_notes(pipe, report)),
     )
 
 

@@ -26,13 +26,15 @@ from vae.image import to_tensor
 from weights import load_mmdit, load_textenc, load_vae, resolve
 
 from .device import as_device
+from .editing import Control, Edited, EditMethod, aimed, edit
 from .errors import SettingsError, check_finite
 from .generation import Generation
 from .guided import GuidedVelocity
-from .invert import Inverted, invert
+from .invert import Inverted, invert, opened
 from .result import Result
 from .settings import Missing, Preset, Settings
 from .size import Size, check_size, native_size
+from .state import State
 
 
 def load(
@@ -108,7 +110,7 @@ class Pipeline:
         prompt: PromptLike | Sequence[PromptLike],
         *,
         negative: PromptLike = "",
-        seed: int | None = 0,
+        seed: int = 0,
         steps: int = 28,
         guidance_scale: float = 4.5,
         width: int | None = None,
@@ -151,14 +153,12 @@ class Pipeline:
                 textenc says of a prompt.
             NonFiniteError: a stage computed NaN or infinity.
         """
-        if noise is not None:
-            seed = None
-            if noise.ndim == 4 and width is None and height is None:
-                height, width = (8 * side for side in noise.shape[2:])
+        if noise is not None and noise.ndim == 4 and width is None and height is None:
+            height, width = (self.vae.config.factor * side for side in noise.shape[2:])
         settings = Settings(
             prompts=as_prompts(prompt),
-            negative=as_prompts(negative)[0],
-            seed=seed,
+            negative=as_prompts([negative])[0],
+            seed=seed if noise is None else None,
             steps=steps,
             guidance_scale=guidance_scale,
             width=width,
@@ -284,8 +284,8 @@ class Pipeline:
 
     def invert(
         self,
-        data: Tensor | Image.Image,
-        prompt: PromptLike | Sequence[PromptLike],
+        data: Tensor | Image.Image | State,
+        prompt: PromptLike | Sequence[PromptLike] | None = None,
         *,
         method: str = "exact",
         method_options: Mapping[str, Any] | None = None,
@@ -294,7 +294,6 @@ class Pipeline:
         refine_steps: int = 0,
         measure: bool = True,
         progress: bool = False,
-        seed: int | None = None,
         **settings: Any,
     ) -> Inverted:
         """Find the noise that pictures were drawn from, and measure what is lost on the way.
@@ -302,9 +301,10 @@ class Pipeline:
         The settings must be the generation's: another prompt or guidance scale is another flow.
 
         Args:
-            data: pictures (B, 3, H, W) in [-1, 1], one Pillow picture, or latents (B, 16, h, w). Eight bits
-                and the autoencoder lose more than a good method does: latents are better.
-            prompt: of the generation: one for all pictures, or one for each.
+            data: pictures (B, 3, H, W) in [-1, 1], one Pillow picture, latents (B, 16, h, w), or a saved
+                state (`Result.state`), which needs nothing else. Eight bits and the autoencoder lose more
+                than a good method does: latents are better.
+            prompt: of the generation: one for all pictures, or one for each. A state has its own.
             method: a name in `flow.METHODS`; not read where there is a companion.
             method_options: keyword arguments of the method.
             companion: what a reversible solver left, `Result.companion`: the generation is then undone.
@@ -312,28 +312,82 @@ class Pipeline:
             refine_steps: steps of `vae.refine`, by which the latents of a picture are improved.
             measure: draw again from the noise that was found, to see what the inverse of the solver misses.
             progress: show a bar on stderr.
-            seed: of the generation, where it is known; its noise is then compared with.
-            settings: the others that `generate` takes: negative, steps, guidance_scale, solver, ...
+            settings: the others that `generate` takes: negative, steps, guidance_scale, solver, ...; and
+                seed, where it is known: its noise is then compared with. They change those of a state, which
+                is told in the notes.
 
         Raises:
             ValueError: the data are none of this model's, settings that do not fit, or a companion of
                 another generation; before work starts.
             NonFiniteError: a stage computed NaN or infinity.
         """
-        prompts = as_prompts(prompt)
-        count = 1 if isinstance(data, Image.Image) else len(data)
-        settings["negative"] = as_prompts(settings.get("negative", ""))[0]
-        settings.setdefault("images_per_prompt", count if len(prompts) == 1 else 1)
+        given, of, companion, saved = opened(data, prompt, companion, settings)
         return invert(
             self,
-            data,
-            Settings(prompts=prompts, seed=seed, **settings),
+            given,
+            of,
+            saved=saved,
             method=method,
             options=method_options,
             companion=companion,
             noise=noise,
             refine_steps=refine_steps,
             measure=measure,
+            progress=progress,
+        )
+
+    def edit(
+        self,
+        data: Tensor | Image.Image | State,
+        prompt: PromptLike | Sequence[PromptLike],
+        source_prompt: PromptLike | Sequence[PromptLike] | None = None,
+        *,
+        method: EditMethod = "inversion",
+        strength: float = 1.0,
+        seed: int | None = None,
+        guidance_scale: float | None = None,
+        source_guidance_scale: float | None = None,
+        control: Control | None = None,
+        average: int = 1,
+        companion: Companion | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Edited:
+        """Draw pictures again under another prompt, keeping the rest.
+
+        Args:
+            data: pictures (B, 3, H, W) in [-1, 1], one Pillow picture, latents (B, 16, h, w), or a saved
+                state, which has its prompt and settings.
+            prompt: what is wanted: one for all pictures, or one for each.
+            source_prompt: what is there, likewise.
+            method: "inversion", "flow_edit" or "rf_inversion"; see `sd35.editing`.
+            strength: how much of the schedule to run, in (0, 1]; less keeps more of the picture.
+            seed: of the noise that flow_edit and rf_inversion draw; None takes the picture's, or 0.
+            guidance_scale: for `prompt`; None takes the picture's.
+            source_guidance_scale: for `source_prompt`; None takes the state's, or 4.5.
+            control: of rf_inversion.
+            average: noises that a step of flow_edit averages over.
+            companion: of a reversible solver, for the method inversion at strength 1.
+            progress: show a bar on stderr.
+            settings: the others that `generate` takes, of both halves: negative, steps, solver, ...
+
+        Raises:
+            ValueError: the data are none of this model's, or settings that do not fit.
+            NonFiniteError: a stage computed NaN or infinity.
+        """
+        if source_guidance_scale is not None:
+            settings["guidance_scale"] = source_guidance_scale
+        given, source, companion, _ = opened(data, source_prompt, companion, settings)
+        return edit(
+            self,
+            given,
+            source,
+            aimed(source, as_prompts(prompt), seed, guidance_scale),
+            method=method,
+            strength=strength,
+            companion=companion,
+            control=control,
+            average=average,
             progress=progress,
         )
 

@@ -5,9 +5,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import bench, generate, inspect, invert, train
+from . import bench, edit, generate, inspect, invert, train
 
-COMMANDS = {"generate": generate, "invert": invert, "inspect": inspect, "train": train, "bench": bench}
+COMMANDS = {
+    "generate": generate,
+    "invert": invert,
+    "edit": edit,
+    "inspect": inspect,
+    "train": train,
+    "bench": bench,
+}
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses: done; something went wrong; the user asked for what cannot be; Ctrl-C (128 + SIGINT)."""

@@ -116,6 +116,7 @@ def settings_of(args: argparse.Namespace, saved: "Settings | None") -> "tuple[Se
     from textenc.prompt import as_prompts
 
     from ..errors import SettingsError
+    from ..invert import differences
     from ..settings import Settings
 
     given = given_settings(args)
@@ -128,10 +129,5 @@ def settings_of(args: argparse.Namespace, saved: "Settings | None") -> "tuple[Se
             raise SettingsError(f"{args.input} carries no settings: give the prompt that it was drawn from")
         given.setdefault("seed", None)
         return Settings(**given), []
-    differing = [name for name, value in given.items() if value != getattr(saved, name) and name != "seed"]
-    notes = [
-        f"{name} is not the picture's own: under another flow it came from other noise, "
-        "so this is not the noise it was drawn from"
-        for name in differing
-    ]
-    return replace(saved, **given), notes
+    settings = replace(saved, **given)
+    return settings, list(differences(saved, settings))

@@ -1,0 +1,287 @@
+"""How well generations are inverted, and how accurate the solvers are, on a model of yours.
+
+    python benchmarks/inversion.py                                  every table, 64 prompts, as Markdown
+    python benchmarks/inversion.py --prompts 8 --tables inverse     a quick look
+
+Tables: `inverse` (noise recovered, every method, each dtype of --dtypes), `forward` (distance of every solver
+from the converged solution at equal evaluations), `picture` (what the autoencoder and rounding cost).
+PSNR is over all samples, its range max - min of the true values. Evaluations are those of a guided velocity,
+two passes of the transformer, and a mean over batches: in a batch, the hardest sample decides.
+"""
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import flow
+import sd35
+from sd35.device import as_device, as_dtype
+from sd35.noise import draw_noise, generators
+from sd35.train.captions import held_out_prompts
+from vae.image import to_uint8
+from vae.refine import refine
+
+TABLES = ("inverse", "forward", "picture")
+BUDGETS = (8, 14, 28, 56)
+REVERSIBLE = [name for name, solver in flow.SOLVERS.items() if solver.reversible]
+BUDGETED = [
+    name for name, solver in flow.SOLVERS.items() if solver.evaluations is not None and not solver.stochastic
+]
+
+APPROXIMATE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "naive, flipped Euler": ("naive", "euler", {}),
+    "Uni-Inv": ("uni_inv", "euler", {}),
+    "FireFlow": ("fireflow", "euler", {}),
+    "midpoint (RF-Solver)": ("midpoint", "euler", {}),
+    "flipped Heun": ("naive", "heun", {}),
+    "fixed point, 4 a step (AIDI)": ("fixed_point", "euler", {"iterations": 4}),
+    "its average (ReNoise)": ("fixed_point", "euler", {"iterations": 4, "average": True}),
+}
+"""By the name in the table: method, solver, options. All undo the same generation, Euler's."""
+ACCURACIES = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5)
+
+
+class Counted:
+    """A velocity that counts its calls."""
+
+    def __init__(self, velocity: flow.Velocity) -> None:
+        self.velocity, self.calls = velocity, 0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Count, and pass on."""
+        self.calls += 1
+        return self.velocity(x, sigma)
+
+
+class Batch(NamedTuple):
+    """Some of the prompts, ready to be followed."""
+
+    velocity: Counted
+    other: Counted  # the same prompts, one place further: those of other pictures
+    scaled: Counted  # the same prompts with half a point less of guidance
+    noise: Tensor
+
+
+@dataclass
+class Row:
+    """What one method did, gathered over batches."""
+
+    found: list[Tensor] = field(default_factory=list)
+    true: list[Tensor] = field(default_factory=list)
+    evaluations: list[int] = field(default_factory=list)
+    unsure: int = 0  # samples of which the report said that they did not converge or may be another's
+
+    def add(self, found: Tensor, true: Tensor, evaluations: int) -> None:
+        """Take in one batch."""
+        self.found.append(found.cpu())
+        self.true.append(true.cpu())
+        self.evaluations.append(evaluations)
+
+    def cells(self, naive: float) -> list[str]:
+        """Evaluations, as a multiple of the naive inverse's too, PSNR and cosine."""
+        evaluations = sum(self.evaluations) / len(self.evaluations)
+        found, true = torch.cat(self.found), torch.cat(self.true)
+        close = flow.closeness(found, true)
+        psnr = "equal bits" if torch.equal(found, true) else f"{close.total_psnr:.1f}"
+        return [f"{evaluations:.0f}", f"{evaluations / naive:.1f}", psnr, f"{close.total_cosine:.6f}"]
+
+
+@torch.no_grad()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables that were asked for."""
+    args = arguments().parse_args(argv)
+    singles, pairs = (held_out_prompts(-(-args.prompts // 2), shapes=shapes, seed=1) for shapes in (1, 2))
+    prompts = [prompt for both in zip(singles, pairs, strict=True) for prompt in both][: args.prompts]
+    for dtype in args.dtypes if "inverse" in args.tables else ():
+        pipe = sd35.load(args.model, as_device(args.device), as_dtype(dtype))
+        print(f"\n## Noise recovered, {dtype}, {args.prompts} prompts, {args.steps} steps, ", end="")
+        print(f"guidance {args.guidance_scale:g}\n")
+        inverse_table(pipe, prompts, args)
+    pipe = sd35.load(args.model, as_device(args.device), torch.float32)
+    if "forward" in args.tables:
+        forward_table(pipe, prompts[: args.forward_prompts], args)
+    if "picture" in args.tables:
+        picture_table(pipe, prompts[: args.picture_prompts], args)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of table inverse")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--forward-prompts", type=int, default=64, help="of those, for table forward")
+    parser.add_argument("--picture-prompts", type=int, default=8, help="of those, for table picture")
+    parser.add_argument("--refine-steps", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--guidance-scale", "--cfg", type=float, default=4.5)
+    parser.add_argument("--reference-steps", type=int, default=100, help="of RK4, for the converged solution")
+    return parser
+
+
+def batches(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespace) -> Iterator[Batch]:
+    """The prompts in batches, with the noise of seeds 0, 1, 2, ..."""
+    encodings = [pipe.encode_prompt(prompt) for prompt in prompts]
+    uncond = pipe.encode_prompt("")
+    for start in range(0, len(prompts), args.batch_size):
+        chosen = range(start, min(start + args.batch_size, len(prompts)))
+
+        def velocity(shift: int = 0, less: float = 0.0, chosen: range = chosen) -> Counted:
+            cond = [encodings[(index + shift) % len(encodings)] for index in chosen]
+            scale = args.guidance_scale - less
+            return Counted(sd35.GuidedVelocity(pipe.mmdit, cond, uncond, scale, batch_size=args.batch_size))
+
+        noise = draw_noise(generators(chosen), pipe.latents_shape(None, None)).to(pipe.device)
+        yield Batch(velocity(), velocity(shift=1), velocity(less=0.5), flow.on_grid(noise))
+        progress(f"{chosen.stop} of {len(prompts)} prompts")
+
+
+def inverse_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespace) -> None:
+    """Print how near every method comes to the noise."""
+    sigmas = flow.sigmas(args.steps)
+    rows: dict[str, Row] = {}
+    for batch in batches(pipe, prompts, args):
+        data = flow.solve(batch.velocity, batch.noise, sigmas)
+
+        def undo(
+            name: str,
+            method: str,
+            solver: str = "euler",
+            velocity: Counted = batch.velocity,
+            batch: Batch = batch,
+            data: Tensor = data,
+            **options: Any,
+        ) -> None:
+            found = flow.inversion(velocity, data, sigmas, method, solver, **options)
+            row = rows.setdefault(name, Row())
+            row.add(found.noise, batch.noise, found.report.evaluations)
+            row.unsure += len(unsure(found.report))
+
+        for name, (method, solver, options) in APPROXIMATE.items():
+            undo(name, method, solver, **options)
+        for accuracy in ACCURACIES:
+            undo(f"exact, accuracy {accuracy:g}", "exact", accuracy=accuracy)
+        undo("exact, accuracy 0.0001, another prompt", "exact", velocity=batch.other)
+        undo("exact, accuracy 0.0001, guidance less 0.5", "exact", velocity=batch.scaled)
+        for solver in REVERSIBLE:
+            ended = flow.integrate(batch.velocity, batch.noise, sigmas, solver)
+            undo(solver, "exact", solver, data=ended.x, companion=ended.companion)
+    naive = args.steps
+    cells = [[name, *row.cells(naive), str(row.unsure or "")] for name, row in rows.items()]
+    show(["inverse", "evaluations", "x naive", "noise PSNR dB", "cosine", "reported unsure"], cells)
+
+
+def unsure(report: flow.Report) -> set[int]:
+    """The samples of a batch that a report warns of."""
+    missed = {
+        sample for step in report.steps for sample, converged in enumerate(step.converged) if not converged
+    }
+    return missed | set(report.ambiguous)
+
+
+def forward_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespace) -> None:
+    """Print how near every solver comes to the solution of the ODE, at equal evaluations."""
+    ends: dict[tuple[str, int], Row] = {}
+    halved = Row()
+    for batch in batches(pipe, prompts, args):
+        true = flow.solve(batch.velocity, batch.noise, flow.sigmas(args.reference_steps), "rk4")
+        half = flow.solve(batch.velocity, batch.noise, flow.sigmas(args.reference_steps // 2), "rk4")
+        halved.add(half, true, 0)
+        for name in BUDGETED:
+            for budget in BUDGETS:
+                steps = steps_within(budget, flow.SOLVERS[name])
+                batch.velocity.calls = 0
+                end = flow.solve(batch.velocity, batch.noise, flow.sigmas(steps), name)
+                assert batch.velocity.calls <= budget, (name, steps, batch.velocity.calls)
+                ends.setdefault((name, budget), Row()).add(end, true, batch.velocity.calls)
+        for rtol in (1e-2, 1e-3):
+            batch.velocity.calls = 0
+            end = flow.solve(batch.velocity, batch.noise, flow.sigmas(1), "dopri5", rtol=rtol, atol=rtol / 10)
+            ends.setdefault((f"dopri5, rtol {rtol:g}", 0), Row()).add(end, true, batch.velocity.calls)
+    converged = float(halved.cells(1)[2])
+    print(f"\n## PSNR in dB to the converged solution, float32, {len(prompts)} prompts\n")
+    print(f"RK4 with {args.reference_steps} steps, {converged:.0f} dB from itself with half as many.\n")
+    show(
+        ["solver", "order", *(f"{budget} evaluations" for budget in BUDGETS)],
+        [
+            [name, str(flow.SOLVERS[name].order), *(ends[name, budget].cells(1)[2] for budget in BUDGETS)]
+            for name in BUDGETED
+        ],
+    )
+    for (name, budget), row in ends.items():
+        if budget == 0:
+            evaluations, _, psnr, _ = row.cells(1)
+            print(f"\n{name}: {psnr} dB in {evaluations} evaluations.")
+
+
+def steps_within(budget: int, solver: flow.Solver) -> int:
+    """The most steps that a solver takes with this many evaluations."""
+    assert solver.evaluations is not None
+    return max(1, (budget - solver.startup) // solver.evaluations)
+
+
+def picture_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespace) -> None:
+    """Print what each stage between latents and a saved picture costs, in latents and in noise."""
+    sigmas = flow.sigmas(args.steps)
+    rows: dict[str, tuple[Row, Row]] = {}
+    for batch in batches(pipe, prompts, args):
+        latents = flow.solve(batch.velocity, batch.noise, sigmas)
+        stages = {"solver alone": latents} | encoded(pipe, latents, args.refine_steps)
+        for name, one in stages.items():
+            in_latents, in_noise = rows.setdefault(name, (Row(), Row()))
+            found = flow.inversion(batch.velocity, one, sigmas, accuracy=1e-3)
+            in_latents.add(one, latents, 0)
+            in_noise.add(found.noise, batch.noise, found.report.evaluations)
+    print(f"\n## From a picture: what each stage costs, float32, {len(prompts)} prompts\n")
+    cells = [
+        [name, latents.cells(1)[2].replace("equal bits", ""), *noise.cells(1)[2:]]
+        for name, (latents, noise) in rows.items()
+    ]
+    show(["from", "latents PSNR dB", "noise PSNR dB", "noise cosine"], cells)
+
+
+def encoded(pipe: sd35.Pipeline, latents: Tensor, refine_steps: int) -> dict[str, Tensor]:
+    """Latents of the decoded picture: as floats, of 16 and of 8 bits, from the encoder and refined."""
+    image = pipe.decode(latents).clamp(-1, 1)
+    kinds = {
+        "floats": image,
+        "16 bits": ((image + 1) / 2 * 65535).round() / 65535 * 2 - 1,
+        "8 bits": to_uint8(image).to(image) / 127.5 - 1,
+    }
+    found: dict[str, Tensor] = {}
+    for name, picture in kinds.items():
+        first = pipe.encode(picture)
+        found[f"picture, {name}, encoded"] = first
+        if refine_steps and name != "16 bits":
+            best = deque(refine(pipe.vae, picture, first, steps=refine_steps), maxlen=1).pop()
+            found[f"picture, {name}, refined in {refine_steps} steps"] = best.latents
+            progress(f"refining gained {float(best.gain.mean()):.1f} dB in the picture, {name}")
+    return found
+
+
+def show(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    print("| " + " | ".join(heads) + " |")
+    print("|---" * len(heads) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def progress(message: str) -> None:
+    """Tell on stderr how far it is."""
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

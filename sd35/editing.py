@@ -1,0 +1,213 @@
+"""From a picture under one prompt to a picture under another.
+
+    inversion       find the picture's noise under its own prompt, and draw from it under the other
+    flow_edit       no noise is found: follow the difference of the two flows (Kulikov et al. 2024,
+                    arXiv:2412.08629)
+    rf_inversion    find noise without a prompt, bent to be typical, and draw from it while being held near
+                    the picture (Rout et al. 2024, arXiv:2410.10792)
+
+The mathematics of the last two is `flow.flow_edit`, and `flow.toward_noise` with `flow.toward_data`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+import flow
+from flow import Companion
+from flow.solvers.runge_kutta import SLOPES
+from textenc import Prompt
+from vae.image import save_png16, to_pil
+
+from .errors import SettingsError
+from .files import written
+from .generation import field_of
+from .guided import GuidedVelocity
+from .invert import checked
+from .noise import draw_noise, generators
+from .result import check_pictures
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+EditMethod = Literal["inversion", "flow_edit", "rf_inversion"]
+
+
+@dataclass(frozen=True)
+class Control:
+    """What rf_inversion bends the two ways by: γ and η of the paper, and where η acts."""
+
+    toward_noise: float = 0.5
+    """γ: 0 follows the flow without a prompt, 1 goes straight to drawn noise and forgets the picture."""
+    toward_data: float = 0.9
+    """η: 0 lets the other prompt have its way, 1 returns to the picture."""
+    interval: tuple[float, float] = (0.75, 1.0)
+    """The noise levels where η acts: the early ones keep the layout and leave the rest to the prompt."""
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Pictures that were edited. Tensors are float32 on the CPU."""
+
+    image: Tensor
+    """(B, 3, H, W), nominally in [-1, 1]."""
+    latents: Tensor
+    """(B, 16, h, w)."""
+    settings: Settings
+    """Of the second half, with the other prompt. They do not make the picture again by themselves."""
+    notes: tuple[str, ...] = ()
+    """What a user should know: where the inversion did not converge."""
+
+    @cached_property
+    def images(self) -> list[Image.Image]:
+        """The pictures, B of them, in 8 bits."""
+        return [to_pil(image) for image in self.image]
+
+    def save(self, path: str | Path, *, overwrite: bool = False, bits: int = 8) -> list[Path]:
+        """Write the pictures as PNG; as `Result.save`, without settings, which could not draw them again."""
+        paths = check_pictures(path, len(self.image), overwrite=overwrite, bits=bits)
+        for index, one in enumerate(paths):
+            with written(one, overwrite=overwrite) as temporary:
+                if bits == 16:
+                    save_png16(self.image[index], temporary)
+                else:
+                    self.images[index].save(temporary, format="PNG")
+        return paths
+
+
+def edit(
+    pipe: "Pipeline",
+    data: Tensor | Image.Image,
+    source: Settings,
+    target: Settings,
+    *,
+    method: EditMethod = "inversion",
+    strength: float = 1.0,
+    companion: Companion | None = None,
+    control: Control | None = None,
+    average: int = 1,
+    progress: bool = False,
+) -> Edited:
+    """Edit pictures; see `Pipeline.edit`, which makes the settings from plain arguments.
+
+    Raises:
+        ValueError: as `Pipeline.edit`.
+    """
+    if method not in get_args(EditMethod):
+        raise SettingsError(f"method must be one of {', '.join(get_args(EditMethod))}; got {method!r}")
+    latents, source, target = _checked(pipe, data, source, target)
+    sigmas = flow.sigmas(source.steps, source.schedule_shift, source.schedule)
+    sigmas = sigmas[flow.start_step(source.steps, strength) :]
+    if companion is not None and (method != "inversion" or len(sigmas) <= source.steps):
+        raise SettingsError("a companion is of use to the method inversion at strength 1 only: leave it out")
+
+    notes: tuple[str, ...] = ()
+    if method == "inversion":
+        steps, notes = _by_inversion(pipe, latents, source, target, sigmas, companion)
+    elif method == "flow_edit":
+        steps = flow.flow_edit(
+            _velocity(pipe, source),
+            _velocity(pipe, target),
+            latents,
+            sigmas,
+            generator=generators(target.seeds),
+            average=average,
+        )
+    else:
+        steps = _held_near(pipe, latents, target, sigmas, control or Control())
+    for step in tqdm(steps, total=len(sigmas) - 1, unit="step", disable=not progress):
+        latents = step.x
+    return Edited(pipe.decode(latents).detach().cpu(), latents.detach().cpu(), target, notes)
+
+
+def aimed(
+    source: Settings,
+    prompts: tuple[Prompt, ...],
+    seed: int | None = None,
+    guidance_scale: float | None = None,
+) -> Settings:
+    """The settings of an edit: the source's with other prompts, one for all its pictures or one for each.
+
+    Args:
+        source: of the pictures as they are.
+        prompts: what is wanted.
+        seed: to draw from; None takes the source's, or 0 where it has none.
+        guidance_scale: None takes the source's.
+    """
+    scale = source.guidance_scale if guidance_scale is None else guidance_scale
+    seed = (source.seed or 0) if seed is None else seed
+    each = source.images if len(prompts) == 1 else 1
+    return replace(source, prompts=prompts, images_per_prompt=each, seed=seed, guidance_scale=scale)
+
+
+def _by_inversion(
+    pipe: "Pipeline",
+    latents: Tensor,
+    source: Settings,
+    target: Settings,
+    sigmas: Tensor,
+    companion: Companion | None,
+) -> tuple[Iterator[flow.Step], tuple[str, ...]]:
+    """The way down under the target from the noise that leads to the latents under the source."""
+    options = dict(source.solver_options)
+    if companion is not None:
+        options |= {"companion": companion, "extra": field_of(source)}
+    method = "exact" if companion is not None or source.solver in SLOPES else "naive"
+    found = flow.inversion(_velocity(pipe, source), latents, sigmas, method, source.solver, **options)
+    steps = flow.SOLVERS[target.solver].run(
+        _velocity(pipe, target), found.noise, sigmas, **target.solver_options
+    )
+    notes = found.report.problems
+    if method == "naive":
+        notes = (
+            f"{source.solver} cannot be undone from its last state alone: its inverse is approximate",
+            *notes,
+        )
+    return steps, notes
+
+
+def _held_near(
+    pipe: "Pipeline", latents: Tensor, target: Settings, sigmas: Tensor, control: Control
+) -> Iterator[flow.Step]:
+    """RF-Inversion: up without a prompt and without guidance, down with the prompt, held near the latents."""
+    nothing = replace(target, prompts=(target.negative,), images_per_prompt=len(latents), guidance_scale=1.0)
+    typical = draw_noise(generators(target.seeds), latents.shape[1:]).to(latents)
+    upward = flow.toward_noise(_velocity(pipe, nothing), typical, control.toward_noise)
+    noise = flow.solve(upward, latents, sigmas.flip(0), target.solver, **target.solver_options)
+    downward = flow.toward_data(_velocity(pipe, target), latents, control.toward_data, control.interval)
+    return flow.SOLVERS[target.solver].run(downward, noise, sigmas, **target.solver_options)
+
+
+def _checked(
+    pipe: "Pipeline", data: Tensor | Image.Image, source: Settings, target: Settings
+) -> tuple[Tensor, Settings, Settings]:
+    """The latents of the data, and both settings, complete.
+
+    Raises:
+        SettingsError: the data do not fit, a stochastic solver, or a target without a seed to draw from.
+    """
+    image, latents, source = checked(pipe, data, source)
+    for one in (source, target):
+        if flow.SOLVERS[one.solver].stochastic:
+            raise SettingsError(f"{one.solver} draws noise at every step: an edit needs a solver without")
+    if target.seed is None:
+        raise SettingsError("the settings of an edit need a seed, from which some methods draw noise")
+    target = pipe.complete(replace(target, width=source.width, height=source.height))
+    if target.images != source.images:
+        raise SettingsError(f"expected a prompt for each of {source.images} pictures, got {target.images}")
+    if latents is None:
+        assert image is not None
+        latents = pipe.encode(image)
+    return latents, source, target
+
+
+def _velocity(pipe: "Pipeline", settings: Settings) -> GuidedVelocity:
+    *cond, uncond = pipe.encode_each(settings)
+    return GuidedVelocity(pipe.mmdit, cond, uncond, settings.guidance_scale, batch_size=settings.batch_size)
