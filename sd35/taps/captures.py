@@ -34,7 +34,7 @@ class Record:
     samples: tuple[int, ...] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Captures(Mapping[str, Tensor]):
     """Captured tensors, as a mapping from a tap's name to its tensor.
 

@@ -54,7 +54,11 @@ def near(word: str, names: Collection[str]) -> str:
     """The end of a message that says what may have been meant: "; did you mean ...?", or nothing."""
     below = [name for name in names if name.startswith(f"{word}.") and "." not in name[len(word) + 1 :]]
     # A glob is compared with names whose numbers are `*` too, or the blocks would crowd out other modules.
-    general = {re.sub(r"(?<=\.)\d+(?=\.)", "*", name): name for name in reversed(list(names))} if "*" in word else {}
+    general = (
+        {re.sub(r"(?<=\.)\d+(?=\.)", "*", name): name for name in reversed(list(names))}
+        if "*" in word
+        else {}
+    )
     close = get_close_matches(word, list(general) or list(names), n=SHOWN, cutoff=0.6)
     meant = (below or close)[:SHOWN]
     return f"; did you mean {', '.join(meant)}?" if meant else ""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from textenc import Encoding
+
 from ..guided import Branch, current_evaluation
 from .errors import TapError
 from .match import near
@@ -21,6 +23,7 @@ class Moment:
     branch: Branch | None = None
     samples: tuple[int, ...] | None = None  # which image of the generation each row is
     rows: tuple[int, ...] | None = None  # which rows of the call's batch belong to the branch
+    encodings: tuple[Encoding, ...] | None = None  # of each row: the prompt that it is drawn from
 
     def of(self, tensor: Tensor) -> Tensor:
         """The rows of this branch; `tensor` itself where they are all of it."""
@@ -82,7 +85,14 @@ class Selection:
             if branch in evaluation.branches
         }
         return [
-            Moment(evaluation.step, evaluation.sigma, branch, tuple(evaluation.samples[i] for i in own), own)
+            Moment(
+                evaluation.step,
+                evaluation.sigma,
+                branch,
+                tuple(evaluation.samples[i] for i in own),
+                own,
+                tuple(evaluation.encodings[i] for i in own),
+            )
             for branch, own in rows.items()
             if self.branch in (None, branch)
         ]

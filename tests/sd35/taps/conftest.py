@@ -48,7 +48,8 @@ def generate() -> Callable[..., Tensor]:
 
     def encoding(seed: int, length: int) -> Encoding:
         generator = torch.Generator().manual_seed(seed)
-        context, pooled = torch.randn(1, length, 24, generator=generator), torch.randn(1, 16, generator=generator)
+        context = torch.randn(1, length, 24, generator=generator)
+        pooled = torch.randn(1, 16, generator=generator)
         return Encoding(context, pooled, (Prompt(str(seed)),), ((),), (), "reference")
 
     def run(

@@ -48,14 +48,20 @@ def test_reduces_converts_and_moves(model, inputs):
 
     with capture(model, "joint_blocks.*.x", reduce=norm, dtype=torch.float16, device="meta") as small:
         model(*inputs())
-    assert [(t.shape, t.dtype, t.device.type) for t in small.values()] == [((2, 16), torch.float16, "meta")] * 3
-    with capture(model, "joint_blocks.0.x") as whole, capture(model, "joint_blocks.0.x", reduce=norm) as norms:
+    assert [(t.shape, t.dtype, t.device.type) for t in small.values()] == [
+        ((2, 16), torch.float16, "meta")
+    ] * 3
+    with (
+        capture(model, "joint_blocks.0.x") as whole,
+        capture(model, "joint_blocks.0.x", reduce=norm) as norms,
+    ):
         model(*inputs())
     assert torch.equal(norms["joint_blocks.0.x"], norm(whole["joint_blocks.0.x"]))
     assert norms.records[0].dims is None
     assert whole.records[0].dims == ("batch", "image_token", "channel")
-    with pytest.raises(TapError, match="reduce must return a tensor, got float"), capture(
-        model, "output", reduce=lambda x: x.mean().item()
+    with (
+        pytest.raises(TapError, match="reduce must return a tensor, got float"),
+        capture(model, "output", reduce=lambda x: x.mean().item()),
     ):
         model(*inputs())
 
@@ -98,17 +104,22 @@ def test_two_patterns_keep_a_tap_once(model, inputs):
 
 
 def test_sees_what_an_outer_edit_put_there(model, inputs):
-    with capture(model, "patches") as before, edit(model, {"patches": torch.zeros_like}):
-        with capture(model, "patches") as after:
-            model(*inputs())
+    with (
+        capture(model, "patches") as before,
+        edit(model, {"patches": torch.zeros_like}),
+        capture(model, "patches") as after,
+    ):
+        model(*inputs())
     assert before["patches"].abs().sum() > 0
     assert after["patches"].abs().sum() == 0
 
 
 def test_an_exception_inside_leaves_no_hook(model, inputs):
-    with pytest.raises(ZeroDivisionError), capture(model, "**"):
-        model(*inputs())
+    def fail(x):
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), capture(model, "**"), edit(model, {"final_layer": fail}):
+        model(*inputs())
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -117,19 +128,26 @@ def test_refuses_a_budget_that_does_not_suffice(model, inputs):
     with capture(model, "joint_blocks.*.x", budget=3 * one) as taps:
         model(*inputs())
     assert taps.nbytes == 3 * one
-    with pytest.raises(BudgetError, match=r"joint_blocks.2.x beside 2 .* 48.0 KiB.* 47.* all 3 taps .* 48.0 KiB"):
-        with capture(model, "joint_blocks.*.x", budget=3 * one - 1):
-            model(*inputs())
-    with pytest.raises(BudgetError, match="beside 3 other tensors"):
-        with capture(model, "joint_blocks.*.x", budget=3 * one):
-            model(*inputs())
+    with (
+        pytest.raises(
+            BudgetError, match=r"joint_blocks.2.x beside 2 .* 48.0 KiB.* 47.* all 3 taps .* 48.0 KiB"
+        ),
+        capture(model, "joint_blocks.*.x", budget=3 * one - 1),
+    ):
+        model(*inputs())
+    with capture(model, "joint_blocks.*.x", budget=3 * one):
+        model(*inputs())
+        with pytest.raises(BudgetError, match="beside 3 other tensors"):
             model(*inputs())
     with pytest.raises(TapError, match="positive"):
         capture(model, "**", budget=0)
 
 
 def test_what_matched_but_never_ran_is_an_error(model):
-    with pytest.raises(TapError, match=r"nothing that 'patches' matches was run inside"), capture(model, "patches"):
+    with (
+        pytest.raises(TapError, match=r"nothing that 'patches' matches was run inside"),
+        capture(model, "patches"),
+    ):
         pass
 
 

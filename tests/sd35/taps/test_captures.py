@@ -66,8 +66,14 @@ def test_files_that_are_there_or_are_something_else(taps, tmp_path):
 def test_is_a_mapping_that_describes_itself(taps):
     assert list(taps.select("joint_blocks.*.x", branch="cond")) == ["joint_blocks.0.x"]
     assert "joint_blocks.0.x: (batch 1, image_token 16, channel 128) x 2" in repr(taps)
-    with pytest.raises(TapError, match="nothing was captured of 'joint_blocks.1.x'; did you mean joint_blocks.0.x"):
+    with pytest.raises(
+        TapError, match=r"nothing was captured of 'joint_blocks.1.x'; did you mean joint_blocks.0.x"
+    ):
         taps["joint_blocks.1.x"]
     with pytest.raises(TapError, match="several shapes"):
-        Captures([*taps.of("patches"), *(r.__class__("patches", r.tensor[:, 1:], None) for r in taps.of("patches"))]
+        Captures(
+            [
+                *taps.of("patches"),
+                *(r.__class__("patches", r.tensor[:, 1:], None) for r in taps.of("patches")),
+            ]
         ).stack("patches")

@@ -16,7 +16,10 @@ def test_identity_changes_no_bit_and_nothing_stays(model, inputs):
 
 
 def test_ablating_an_mlp_removes_exactly_its_branch(model, inputs):
-    with edit(model, {"joint_blocks.1.x_block.mlp": torch.zeros_like}), capture(model, "joint_blocks.1.**") as taps:
+    with (
+        edit(model, {"joint_blocks.1.x_block.mlp": torch.zeros_like}),
+        capture(model, "joint_blocks.1.**") as taps,
+    ):
         model(*inputs())
     assert torch.equal(taps["joint_blocks.1.x"], taps["joint_blocks.1.x_block.attended"])
     assert not torch.equal(taps["joint_blocks.1.context"], taps["joint_blocks.1.context_block.attended"])
@@ -25,39 +28,47 @@ def test_ablating_an_mlp_removes_exactly_its_branch(model, inputs):
 def test_one_part_of_a_pair(model, inputs):
     with capture(model, "joint_blocks.0.*") as before:
         model(*inputs())
-    with edit(model, {"joint_blocks.0.context": lambda context: 2 * context}):
-        with capture(model, "joint_blocks.0.*") as after:
-            model(*inputs())
+    with (
+        edit(model, {"joint_blocks.0.context": lambda context: 2 * context}),
+        capture(model, "joint_blocks.0.*") as after,
+    ):
+        model(*inputs())
     assert torch.equal(after["joint_blocks.0.x"], before["joint_blocks.0.x"])
     assert torch.equal(after["joint_blocks.0.context"], 2 * before["joint_blocks.0.context"])
 
 
 def test_a_tensor_and_a_modulation(model, inputs):
     bias = torch.full((2, 1, 128), 0.5)
-    with edit(model, {"joint_blocks.1.x_block.adaLN_modulation.gate": bias}):
-        with capture(model, "joint_blocks.1.x_block.**") as taps, capture(model, "joint_blocks.0.x") as x:
-            model(*inputs())
+    with (
+        edit(model, {"joint_blocks.1.x_block.adaLN_modulation.gate": bias}),
+        capture(model, "joint_blocks.1.x_block.**") as taps,
+        capture(model, "joint_blocks.0.x") as x,
+    ):
+        model(*inputs())
     expected = x["joint_blocks.0.x"] + bias * taps["joint_blocks.1.x_block.attn.proj"]
     assert torch.equal(taps["joint_blocks.1.x_block.attended"], expected)
 
 
 def test_the_joint_attention_reads_an_edited_value(model, inputs):
-    with edit(model, {"joint_blocks.1.*_block.attn.v": torch.ones_like}):
-        with capture(model, "joint_blocks.1.attention") as taps:
-            model(*inputs())
+    with (
+        edit(model, {"joint_blocks.1.*_block.attn.v": torch.ones_like}),
+        capture(model, "joint_blocks.1.attention") as taps,
+    ):
+        model(*inputs())
     torch.testing.assert_close(taps["joint_blocks.1.attention"], torch.ones(2, 21, 128))
 
 
 def test_patching_between_runs(model, inputs):
     with capture(model, "joint_blocks.1.*") as taps:
         first = model(*inputs(1))
-    with edit(model, {"joint_blocks.1.[xc]*": taps}):
-        with pytest.raises(TapError, match="sigma"):
-            raise TapError("sigma")  # an error of the caller's passes through
-    latents, sigma, context, pooled = inputs(2)
+    with edit(model, {"joint_blocks.1.[xc]*": taps}), pytest.raises(TapError, match="sigma"):
+        raise TapError("sigma")  # an error of the caller's passes through
+    latents, _sigma, context, _pooled = inputs(2)
     with edit(model, {"joint_blocks.1.x": taps, "joint_blocks.1.context": taps}):
         patched = model(latents, inputs(1)[1], context, inputs(1)[3])
-    assert torch.equal(patched, first)  # after block 1 only x, context and c matter, and all are the first run's
+    assert torch.equal(
+        patched, first
+    )  # after block 1 only x, context and c matter, and all are the first run's
 
 
 def test_calls_are_matched_in_order(model, inputs):
@@ -73,12 +84,17 @@ def test_calls_are_matched_in_order(model, inputs):
 
 
 def test_edits_nest_outside_in_and_patterns_apply_in_order(model, inputs):
-    with edit(model, {"patches": lambda x: x + 1}), edit(model, {"patches": lambda x: 2 * x}):
-        with capture(model, "patches") as nested:
-            model(*inputs())
-    with edit(model, {"patches": lambda x: x + 1, "patche*": lambda x: 2 * x}):
-        with capture(model, "patches") as in_order:
-            model(*inputs())
+    with (
+        edit(model, {"patches": lambda x: x + 1}),
+        edit(model, {"patches": lambda x: 2 * x}),
+        capture(model, "patches") as nested,
+    ):
+        model(*inputs())
+    with (
+        edit(model, {"patches": lambda x: x + 1, "patche*": lambda x: 2 * x}),
+        capture(model, "patches") as in_order,
+    ):
+        model(*inputs())
     with capture(model, "patches") as before:
         model(*inputs())
     assert torch.equal(nested["patches"], 2 * (before["patches"] + 1))
@@ -115,9 +131,11 @@ def test_refuses_what_cannot_work(model, inputs):
         edit(model, {"patchs": torch.zeros_like})
     with pytest.raises(TapError, match="no change was asked for"):
         edit(model, {})
-    with pytest.raises(TapError, match="nothing that 'patches' matches was run"):
-        with edit(model, {"patches": torch.zeros_like}):
-            pass
+    with (
+        pytest.raises(TapError, match="nothing that 'patches' matches was run"),
+        edit(model, {"patches": torch.zeros_like}),
+    ):
+        pass
     with capture(model, "patches") as taps:
         model(*inputs())
     with pytest.raises(TapError, match="nothing was captured of 'conditioning'"):

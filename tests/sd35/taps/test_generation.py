@@ -51,9 +51,11 @@ def test_samples_of_a_batch(model, generate):
 
 
 def test_unknown_steps_and_branches(model, generate, inputs):
-    with pytest.raises(TapError, match=r"steps \[3, 40\] never came: the model ran for steps 0 to 2"):
-        with capture(model, TAP, steps=[1, 3, 40]):
-            generate(model)
+    with (
+        pytest.raises(TapError, match=r"steps \[3, 40\] never came: the model ran for steps 0 to 2"),
+        capture(model, TAP, steps=[1, 3, 40]),
+    ):
+        generate(model)
     with pytest.raises(TapError, match="did you mean uncond"):
         capture(model, TAP, branch="unconditional")
     for steps in ([], [-1], [0.5], [True]):
@@ -61,12 +63,18 @@ def test_unknown_steps_and_branches(model, generate, inputs):
             capture(model, TAP, steps=steps)
     with pytest.raises(TapError, match="run the transformer through"), capture(model, TAP, steps=[0]):
         model(*inputs())
-    with pytest.raises(TapError, match="was run for the branch 'uncond'"), capture(model, TAP, branch="uncond"):
+    with (
+        pytest.raises(TapError, match="was run for the branch 'uncond'"),
+        capture(model, TAP, branch="uncond"),
+    ):
         generate(model, guidance_scale=1.0)
 
 
 def test_an_edit_of_one_branch_leaves_the_other(model, generate):
-    with edit(model, {"joint_blocks.0.x": lambda x: x + 1}, branch="cond"), capture(model, TAP, steps=[0]) as after:
+    with (
+        edit(model, {"joint_blocks.0.x": lambda x: x + 1}, branch="cond"),
+        capture(model, TAP, steps=[0]) as after,
+    ):
         generate(model)
     with capture(model, TAP, steps=[0]) as before:
         generate(model)
@@ -107,11 +115,15 @@ def test_patching_prompt_a_into_prompt_b(model, generate, solver):
 def test_patching_what_was_not_captured(model, generate, inputs):
     with capture(model, TAP, steps=[0], branch="cond") as taps:
         generate(model)
-    with pytest.raises(TapError, match=r"not captured for .* 0 uncond \(0,\), but for 0 cond \(0,\): narrow"):
-        with edit(model, {TAP: taps}):
-            generate(model)
+    with (
+        pytest.raises(TapError, match=r"not captured for .* 0 uncond \(0,\), but for 0 cond \(0,\): narrow"),
+        edit(model, {TAP: taps}),
+    ):
+        generate(model)
     with edit(model, {TAP: taps}, steps=[0], branch="cond"):
         generate(model)
-    with pytest.raises(TapError, match="inside a generation, and is put back outside one"):
-        with edit(model, {TAP: taps}):
-            model(*inputs())
+    with (
+        pytest.raises(TapError, match="inside a generation, and is put back outside one"),
+        edit(model, {TAP: taps}),
+    ):
+        model(*inputs())

@@ -32,7 +32,14 @@ def test_every_tap_has_a_meaning_and_a_name_for_each_dimension(model, build):
         assert tap.dims is not None, tap.name
         assert len(tap.dims) == len(tap.shape), tap
         sizes = dict(zip(tap.dims, tap.shape, strict=True))
-        known = {"batch": 3, "text_token": 7, "image_token": 8, "joint_token": 15, "one": 1, "head_channel": 64}
+        known = {
+            "batch": 3,
+            "text_token": 7,
+            "image_token": 8,
+            "joint_token": 15,
+            "one": 1,
+            "head_channel": 64,
+        }
         assert all(sizes[name] == known[name] for name in sizes.keys() & known.keys()), tap
 
 

@@ -1,0 +1,91 @@
+"""Draw a picture, and a sheet that shows where in it each word of the prompt is read.
+
+The sheet has a column for each word: its heat map over the picture, alone, and in early, middle and late
+blocks. A table of numbers is printed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import add_model, add_sampling, given_settings, load_pipeline
+
+if TYPE_CHECKING:
+    from ..attention import AttentionMaps
+
+SUMMARY = "show where in a picture each word is read"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's arguments."""
+    parser.add_argument("prompt", help="what to draw")
+    parser.add_argument("-w", "--word", dest="words", action="append", help="only this word; may be repeated")
+    parser.add_argument(
+        "--part",
+        choices=("image-text", "text-image"),
+        default="image-text",
+        help="how much each patch reads a word (image-text, the default), or where each word reads the picture",
+    )
+    parser.add_argument("--encoder", choices=("clip_l", "clip_g", "t5"), help="only pieces of this encoder")
+    parser.add_argument(
+        "--block", dest="blocks", type=int, action="append", help="only this block; may be repeated"
+    )
+    parser.add_argument(
+        "--step",
+        dest="attention_steps",
+        metavar="STEP",
+        type=int,
+        action="append",
+        help="only this step, from 0; may be repeated",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("attention.png"),
+        metavar="PNG",
+        help="the sheet (attention.png)",
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace a sheet that exists")
+    add_sampling(parser)
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check what was asked for, load, draw, save the sheet; print its path and the numbers."""
+    from textenc.prompt import as_prompts
+
+    from ..attention import attention_maps, attention_sheet, words_of
+    from ..files import check_output, written
+    from ..settings import Settings
+
+    settings = Settings(**given_settings(args) | {"prompts": as_prompts(args.prompt), "images_per_prompt": 1})
+    check_output([args.output], suffix=".png", overwrite=args.overwrite)
+    pipe = load_pipeline(args)
+    with attention_maps(pipe.mmdit, [args.part], blocks=args.blocks, steps=args.attention_steps) as maps:
+        result = pipe.run(settings, progress=sys.stderr.isatty())
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    words = args.words or words_of(maps.encoding())
+    sheet = attention_sheet(maps, result.images[0], words=words, part=args.part, encoder=args.encoder)
+    with written(args.output, overwrite=args.overwrite) as temporary:
+        sheet.save(temporary, format="png")
+    print(args.output)
+    print(table(maps, words, args))
+    return 0
+
+
+def table(maps: "AttentionMaps", words: list[str], args: argparse.Namespace) -> str:
+    """For each word: its mean heat, its largest, how much that stands out, and where the heat's centre is."""
+    lines = [f"{'word':<16} {'mean':>9} {'largest':>9} {'ratio':>6}  centre (x, y from the top left, 0 to 1)"]
+    for word in words:
+        heat = maps.heatmap(word, part=args.part, encoder=args.encoder)
+        rows, columns = heat.shape
+        share = heat / heat.sum()
+        x = sum(float(share[:, i].sum()) * (i + 0.5) / columns for i in range(columns))
+        y = sum(float(share[i].sum()) * (i + 0.5) / rows for i in range(rows))
+        mean, top = float(heat.mean()), float(heat.max())
+        lines.append(f"{word:<16} {mean:>9.3g} {top:>9.3g} {top / mean:>6.1f}  {x:.2f}, {y:.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,252 @@
+"""Recorded maps against the attention that the model computes."""
+
+from contextlib import contextmanager
+from itertools import product
+from math import prod
+from weakref import finalize
+
+import pytest
+import torch
+from einops import rearrange
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmdit import MMDiT, MMDiTConfig
+from sd35.attention import attention_maps
+from sd35.attention.quadrants import PARTS, QUADRANTS, Grid, part_shape
+from sd35.attention.record import WORKSPACE
+from sd35.attention.softmax import CHUNK_BYTES, attention_rows
+from sd35.taps import BudgetError, TapError, capture, edit
+
+PROMPT = "a red circle above a blue square"
+M, ROWS, COLUMNS = 154, 3, 4
+
+
+@pytest.fixture(scope="module")
+def inputs(text):
+    generator = torch.Generator().manual_seed(3)
+    encoding = text.encode([PROMPT, "a green star"])
+    latents = torch.randn(2, 16, 2 * ROWS, 2 * COLUMNS, generator=generator)
+    return (latents, torch.tensor([0.5, 0.9]), encoding.context, encoding.pooled), encoding
+
+
+def full_map(maps, block, sample=0):
+    """The four quadrants put together."""
+    get = {part: maps.part(part, block=block, sample=sample) for part in QUADRANTS}
+    text = torch.cat([get["text-text"], get["text-image"]], dim=1)
+    return torch.cat([text, torch.cat([get["image-text"], get["image-image"]], dim=1)])
+
+
+def test_equals_the_explicit_softmax_of_captured_queries_and_keys(mmdit, inputs):
+    args, _ = inputs
+    before = mmdit(*args)
+    with attention_maps(mmdit, PARTS, branch=None) as maps, capture(mmdit, "**.ln_[qk]") as taps:
+        during = mmdit(*args)
+    assert torch.equal(before, during)
+    for block, sample in product(range(3), range(2)):
+        q, k = (
+            torch.cat(
+                [
+                    taps[f"joint_blocks.{block}.{stream}_block.attn.ln_{one}"][sample]
+                    for stream in ("context", "x")
+                ],
+                dim=1,
+            )
+            for one in "qk"
+        )
+        expected = torch.softmax(q.double() @ k.double().transpose(1, 2) / 8, dim=-1).mean(dim=0).float()
+        got = full_map(maps, block, sample)
+        assert got.shape == (M + ROWS * COLUMNS,) * 2
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got.sum(dim=1), torch.ones(len(got)))
+
+
+def test_the_probabilities_give_what_the_attention_gave(mmdit, inputs):
+    args, _ = inputs
+    with (
+        attention_maps(mmdit, PARTS, blocks=[1], keep=["head"], branch=None) as maps,
+        capture(
+            mmdit, "joint_blocks.1.attention", "joint_blocks.1.**.v", "joint_blocks.1.x_block.attn2"
+        ) as taps,
+    ):
+        mmdit(*args)
+    at = "joint_blocks.1"
+    v = torch.cat([taps[f"{at}.context_block.attn.v"][0], taps[f"{at}.x_block.attn.v"][0]], dim=1)
+    heads = [
+        torch.cat(
+            [
+                torch.cat([maps.part(f"{query}-{key}", head=head) for key in ("text", "image")], dim=1)
+                for query in ("text", "image")
+            ]
+        )
+        for head in range(2)
+    ]
+    out = rearrange(torch.stack(heads) @ v, "h l k -> l (h k)")
+    torch.testing.assert_close(out, taps[f"{at}.attention"][0], rtol=1e-4, atol=1e-5)
+
+    second = (
+        torch.stack([maps.part("attn2", head=head) for head in range(2)]) @ taps[f"{at}.x_block.attn2.v"][0]
+    )
+    out2 = mmdit.joint_blocks[1].x_block.attn2.proj(rearrange(second, "h l k -> l (h k)"))
+    torch.testing.assert_close(out2, taps[f"{at}.x_block.attn2"][0], rtol=1e-4, atol=1e-5)
+
+
+def test_models_without_norms_of_queries(inputs):
+    (latents, sigma, context, pooled), _ = inputs
+    plain = MMDiT(
+        MMDiTConfig(
+            dim=128, depth=1, num_heads=2, pos_embed_size=8, context_dim=128, pooled_dim=128, qk_norm=False
+        )
+    ).requires_grad_(False)
+    with attention_maps(plain, QUADRANTS, branch=None) as maps:
+        plain(latents, sigma, context, pooled)
+    torch.testing.assert_close(full_map(maps, 0).sum(dim=1), torch.ones(M + ROWS * COLUMNS))
+
+
+def test_steps_heads_and_branches(pipe, mmdit):
+    settings = {"steps": 3, "guidance_scale": 3.0}
+    with (
+        attention_maps(mmdit, keep=["step", "head"]) as apart,
+        attention_maps(mmdit) as mean,
+        attention_maps(mmdit, steps=[1]) as one,
+        attention_maps(mmdit, branch="uncond") as uncond,
+    ):
+        pipe.generate(PROMPT, **settings)
+    for part in ("image-text", "text-image"):
+        each = [[apart.part(part, step=step, head=head) for head in range(2)] for step in range(3)]
+        stacked = torch.stack([torch.stack(row) for row in each])
+        assert not torch.allclose(stacked[0], stacked[2])
+        torch.testing.assert_close(stacked.mean(dim=(0, 1)), mean.part(part))
+        torch.testing.assert_close(stacked[1].mean(dim=0), one.part(part))
+        torch.testing.assert_close(apart.part(part), mean.part(part))
+        assert not torch.allclose(uncond.part(part), mean.part(part))
+    assert mean.grid == Grid(3, 4, 1)
+    assert uncond.encoding().prompts[0].text == ""
+
+
+def test_images_of_a_batch_have_maps_and_prompts_of_their_own(pipe, mmdit):
+    prompts = [PROMPT, "a green star"]
+    with attention_maps(mmdit, blocks=[2]) as together:
+        pipe.generate(prompts, steps=1, seed=5)
+    with attention_maps(mmdit, blocks=[2]) as alone:
+        pipe.generate(prompts[1], steps=1, seed=6)
+    assert torch.equal(together.part("image-text", sample=1), alone.part("image-text"))
+    assert [together.encoding(sample).prompts[0].text for sample in range(2)] == prompts
+    assert together.heatmap("star", sample=1).shape == (3, 4)
+
+
+def test_sees_an_outer_edit(mmdit, inputs):
+    args, _ = inputs
+    edited = edit(mmdit, {"joint_blocks.0.context_block.attn.ln_k": lambda k: torch.full_like(k, -1e4)})
+    with edited, edit(mmdit, {"joint_blocks.0.*_block.attn.ln_q": torch.ones_like}):
+        with attention_maps(mmdit, blocks=[0], branch=None) as maps:
+            mmdit(*args)
+    assert maps.part("image-text").max() == 0
+
+
+def test_gradients_stay_out_of_the_maps(mmdit, inputs):
+    (latents, *others), _ = inputs
+    with attention_maps(mmdit, branch=None) as maps:
+        mmdit(latents.clone().requires_grad_(), *others)
+    assert not maps.part("image-text").requires_grad
+
+
+def test_what_does_not_exist(mmdit, pipe, inputs):
+    args, _ = inputs
+    with pytest.raises(TapError, match=r"no 'image-txt' of the attention.*did you mean image-text"):
+        attention_maps(mmdit, ["image-txt"])
+    with pytest.raises(TapError, match=r"blocks must be 0 to 2, got \[7\]"):
+        attention_maps(mmdit, blocks=[1, 7])
+    with pytest.raises(TapError, match="keep takes 'head' and 'step', got 'heads'"):
+        attention_maps(mmdit, keep=["heads"])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TapError, match="pool must be at least 1"):
+        attention_maps(mmdit, pool=0)
+    with pytest.raises(TapError, match=r"nothing to record of attn2 in blocks \[2\]"):
+        attention_maps(mmdit, ["attn2"], blocks=[2])
+    with pytest.raises(TapError, match="nothing to record of no part"):
+        attention_maps(mmdit, [])
+    with pytest.raises(TapError, match="leave `steps` and `branch` out"), attention_maps(mmdit):
+        mmdit(*args)
+    with (
+        pytest.raises(TapError, match="nothing that 'attention_maps' matches was run"),
+        attention_maps(mmdit),
+    ):
+        pass
+    with pytest.raises(TapError, match=r"steps \[9\] never came"), attention_maps(mmdit, steps=[0, 9]):
+        pipe.generate(PROMPT, steps=1)
+
+
+def test_prompts_of_another_length_need_a_block_of_their_own(mmdit, pipe):
+    with attention_maps(mmdit) as maps:
+        pipe.generate(PROMPT, steps=1)
+        with pytest.raises(TapError, match=r"are \(12, 154\), and now \(12, 333\)"):
+            pipe.generate(PROMPT, steps=1, policy="diffusers")
+    assert maps.heatmap("circle").shape == (3, 4)
+
+
+def test_a_budget_is_kept_before_anything_is_computed(mmdit, pipe):
+    needed = 3 * 4 * 2 * 12 * M + WORKSPACE
+    with attention_maps(mmdit, budget=needed) as maps:
+        pipe.generate(PROMPT, steps=2)
+    assert maps.nbytes + WORKSPACE == needed
+    with pytest.raises(BudgetError, match=r"one image, recording takes .*fewer blocks") as error:
+        with attention_maps(mmdit, budget=needed - 1) as maps:
+            pipe.generate(PROMPT, steps=2)
+    assert not maps.totals
+    assert "128.0 MiB" in str(error.value)
+    with (
+        pytest.raises(BudgetError, match="with another map"),
+        attention_maps(mmdit, keep=["step"], budget=needed),
+    ):
+        pipe.generate(PROMPT, steps=2)
+
+
+def test_sd35_medium_at_its_full_size_fits_two_gib():
+    """24 blocks at 1024 x 1024 with the longest usual context, by calculation: all four quadrants, whole."""
+    grid, text = Grid(64, 64, 1), 333
+    whole = 24 * sum(4 * prod(part_shape(part, grid, text)) for part in QUADRANTS)
+    default = 24 * sum(4 * prod(part_shape(part, grid, text)) for part in ("image-text", "text-image"))
+    assert default < whole < whole + WORKSPACE < 2 * 2**30
+    keys = 24 * (text + 4096) * 64 * 4  # float32, one image; beside them the same in the model's dtype
+    assert CHUNK_BYTES + 2 * keys + CHUNK_BYTES // 24 < WORKSPACE
+
+
+def test_memory_as_measured():
+    """What is alive at once while rows are computed: a chunk, the keys in float32, and small change."""
+    q = torch.randn(8, 1024, 64, generator=torch.Generator().manual_seed(0))
+    keys = q.numel() * 4
+    with live_bytes() as live:
+        for _, rows in attention_rows(q, q, chunk_bytes=2**20):
+            del rows
+    assert live["peak"] < 2**20 + keys + 2**18
+    assert live["peak"] < 8 * 1024 * 1024 * 4 / 4  # of the whole map
+
+
+@contextmanager
+def live_bytes():
+    """Counts the bytes of storages that operations inside the block make and keep."""
+    counts = {"now": 0, "peak": 0}
+    seen: set[int] = set()
+
+    def drop(address: int, size: int) -> None:
+        seen.discard(address)
+        counts["now"] -= size
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            given = {t.untyped_storage()._cdata for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(out):
+                if not isinstance(tensor, torch.Tensor):
+                    continue
+                storage = tensor.untyped_storage()
+                if storage._cdata in given or storage._cdata in seen:
+                    continue
+                seen.add(storage._cdata)
+                counts["now"] += storage.nbytes()
+                counts["peak"] = max(counts["peak"], counts["now"])
+                finalize(storage, drop, storage._cdata, storage.nbytes())
+            return out
+
+    with Watch():
+        yield counts
