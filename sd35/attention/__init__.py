@@ -8,13 +8,14 @@ from .maps import AttentionMaps, heat_share
 from .picture import heat_picture, overlay
 from .record import attention_maps
 from .sheet import attention_sheet
-from .words import WordError, find_word, token_labels, words_of
+from .words import WordError, check_words, find_word, token_labels, words_of
 
 __all__ = [
     "AttentionMaps",
     "WordError",
     "attention_maps",
     "attention_sheet",
+    "check_words",
     "find_word",
     "heat_picture",
     "heat_share",

@@ -27,7 +27,7 @@ GRID_TAP = "x_embedder.proj"  # the patches as a map: tells rows and columns
 JOINT_ROLES = ("x_block.attn.ln_q", "x_block.attn.ln_k", "context_block.attn.ln_q", "context_block.attn.ln_k")
 ATTN2_ROLES = ("x_block.attn2.ln_q", "x_block.attn2.ln_k")
 WORKSPACE = 8 * CHUNK_BYTES
-"""What recording takes beside the maps: two chunks of rows, their reductions, and keys, joined and in float32."""
+"""What recording takes beside the maps: two chunks of rows, what they are reduced to, and the keys twice."""
 
 
 def attention_maps(
@@ -223,7 +223,7 @@ class _Recorder:
         if self.maps.totals:
             needed = self.maps.nbytes + 4 * prod(shape)
         if needed + WORKSPACE > self.budget:
-            what = "another map" if self.maps.totals else "one image" + " at one step" * ("step" in self.keep)
+            what = "another map" if self.maps.totals else "one image"
             raise BudgetError(
                 f"with {what}, recording takes {size(needed + WORKSPACE)}, and the budget is "
                 f"{size(self.budget)}: record fewer blocks or parts, keep neither heads nor steps, take patches "

@@ -1,9 +1,9 @@
 """Finding a word of the prompt among the context tokens."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from textenc import ContextToken, Encoding
+from textenc import ContextToken, Encoding, Prompt
 from textenc.prompt import EncoderName
 
 from ..taps.match import near
@@ -43,7 +43,7 @@ def find_word(
     prompt = encoding.prompts[0]
     spans = {name: _spans(prompt.of(name), word, occurrence) for name in names}
     if not any(spans.values()):
-        raise WordError(_not_there(encoding, word, names, occurrence))
+        raise WordError(_not_there(prompt, word, names, occurrence))
     positions = {
         token.position
         for token in encoding.tokens[0]
@@ -52,12 +52,22 @@ def find_word(
         if token.span[0] < end and start < token.span[1]
     }
     if not positions:
-        cut = [
-            f"{note.encoder} did not read {note.cut!r}" for note in encoding.notes if note.encoder in names
-        ]
-        read = "; ".join(cut) or f"there are no tokens of {', '.join(names)}"
-        raise WordError(f"{word!r} is in the prompt, but no encoder read it: {read}")
+        notes = [note for note in encoding.notes if note.encoder in names and note.cut]
+        cut = "; ".join(f"{note.encoder} stopped at {note.cut[:40]!r}" for note in notes)
+        reason = cut or f"there are no tokens of {', '.join(names)}"
+        raise WordError(f"{word!r} is in the prompt, but no encoder read it: {reason}")
     return tuple(sorted(positions))
+
+
+def check_words(prompt: Prompt, words: Iterable[str]) -> None:
+    """See that words stand in a prompt, before it is encoded; whether they were read, `find_word` tells.
+
+    Raises:
+        WordError: one does not; near matches are named.
+    """
+    for word in words:
+        if not any(_spans(prompt.of(name), word, None) for name in ENCODERS):
+            raise WordError(_not_there(prompt, word, ENCODERS, None))
 
 
 def words_of(encoding: Encoding) -> list[str]:
@@ -91,8 +101,8 @@ def _spans(text: str, word: str, occurrence: int | None) -> list[tuple[int, int]
     return found if occurrence is None else found[occurrence : occurrence + 1] if occurrence >= 0 else []
 
 
-def _not_there(encoding: Encoding, word: str, names: Sequence[EncoderName], occurrence: int | None) -> str:
-    texts = dict.fromkeys(encoding.prompts[0].of(name) for name in names)
+def _not_there(prompt: Prompt, word: str, names: Sequence[EncoderName], occurrence: int | None) -> str:
+    texts = dict.fromkeys(prompt.of(name) for name in names)
     times = max(len(_spans(text, word, None)) for text in texts)
     if times:
         return (

@@ -25,15 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part",
         choices=("image-text", "text-image"),
         default="image-text",
-        help="how much each patch reads a word (image-text, the default), or where each word reads the picture",
+        help="how much each patch reads a word (image-text, the default), or where a word reads the picture",
     )
     parser.add_argument("--encoder", choices=("clip_l", "clip_g", "t5"), help="only pieces of this encoder")
     parser.add_argument(
         "--block", dest="blocks", type=int, action="append", help="only this block; may be repeated"
     )
     parser.add_argument(
-        "--step",
-        dest="attention_steps",
+        "--at-step",
+        dest="at_steps",
         metavar="STEP",
         type=int,
         action="append",
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("attention.png"),
         metavar="PNG",
-        help="the sheet (attention.png)",
+        help="the sheet; attention.png by default",
     )
     output.add_argument("--overwrite", action="store_true", help="replace a sheet that exists")
     add_sampling(parser)
@@ -57,14 +57,21 @@ def run(args: argparse.Namespace) -> int:
     """Check what was asked for, load, draw, save the sheet; print its path and the numbers."""
     from textenc.prompt import as_prompts
 
-    from ..attention import attention_maps, attention_sheet, words_of
+    from ..attention import attention_maps, attention_sheet, check_words, words_of
+    from ..errors import SettingsError
     from ..files import check_output, written
     from ..settings import Settings
 
-    settings = Settings(**given_settings(args) | {"prompts": as_prompts(args.prompt), "images_per_prompt": 1})
+    given = given_settings(args) | {"prompts": as_prompts(args.prompt)}
+    if "negative" in given:
+        (given["negative"],) = as_prompts(given["negative"])
+    settings = Settings(**given)
+    if settings.images != 1:
+        raise SettingsError(f"a sheet is of one picture, and {settings.images} were asked for")
+    check_words(settings.prompts[0], args.words or ())
     check_output([args.output], suffix=".png", overwrite=args.overwrite)
     pipe = load_pipeline(args)
-    with attention_maps(pipe.mmdit, [args.part], blocks=args.blocks, steps=args.attention_steps) as maps:
+    with attention_maps(pipe.mmdit, [args.part], blocks=args.blocks, steps=args.at_steps) as maps:
         result = pipe.run(settings, progress=sys.stderr.isatty())
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)

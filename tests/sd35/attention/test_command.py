@@ -33,8 +33,9 @@ def test_writes_a_sheet_and_prints_numbers(run, tmp_path, capsys):
     [
         (("-w", "circel"), "did you mean circle?"),
         (("--block", "9"), "blocks must be 0 to 2, got [9]"),
-        (("--step", "4"), "steps [4] never came"),
+        (("--at-step", "4"), "steps [4] never came"),
         (("-o", "sheet.jpg"), "must be a .png file"),
+        (("--images-per-prompt", "2"), "a sheet is of one picture, and 2 were asked for"),
     ],
 )
 def test_mistakes_end_in_one_line_and_leave_no_file(run, tmp_path, capsys, arguments, message):

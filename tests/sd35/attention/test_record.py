@@ -138,9 +138,9 @@ def test_images_of_a_batch_have_maps_and_prompts_of_their_own(pipe, mmdit):
 def test_sees_an_outer_edit(mmdit, inputs):
     args, _ = inputs
     edited = edit(mmdit, {"joint_blocks.0.context_block.attn.ln_k": lambda k: torch.full_like(k, -1e4)})
-    with edited, edit(mmdit, {"joint_blocks.0.*_block.attn.ln_q": torch.ones_like}):
-        with attention_maps(mmdit, blocks=[0], branch=None) as maps:
-            mmdit(*args)
+    ones = edit(mmdit, {"joint_blocks.0.*_block.attn.ln_q": torch.ones_like})
+    with edited, ones, attention_maps(mmdit, blocks=[0], branch=None) as maps:
+        mmdit(*args)
     assert maps.part("image-text").max() == 0
 
 
@@ -168,7 +168,7 @@ def test_what_does_not_exist(mmdit, pipe, inputs):
     with pytest.raises(TapError, match="leave `steps` and `branch` out"), attention_maps(mmdit):
         mmdit(*args)
     with (
-        pytest.raises(TapError, match="nothing that 'attention_maps' matches was run"),
+        pytest.raises(TapError, match="no attention was recorded"),
         attention_maps(mmdit),
     ):
         pass
@@ -189,9 +189,11 @@ def test_a_budget_is_kept_before_anything_is_computed(mmdit, pipe):
     with attention_maps(mmdit, budget=needed) as maps:
         pipe.generate(PROMPT, steps=2)
     assert maps.nbytes + WORKSPACE == needed
-    with pytest.raises(BudgetError, match=r"one image, recording takes .*fewer blocks") as error:
-        with attention_maps(mmdit, budget=needed - 1) as maps:
-            pipe.generate(PROMPT, steps=2)
+    with (
+        pytest.raises(BudgetError, match=r"one image, recording takes .*fewer blocks") as error,
+        attention_maps(mmdit, budget=needed - 1) as maps,
+    ):
+        pipe.generate(PROMPT, steps=2)
     assert not maps.totals
     assert "128.0 MiB" in str(error.value)
     with (
@@ -208,7 +210,7 @@ def test_sd35_medium_at_its_full_size_fits_two_gib():
     default = 24 * sum(4 * prod(part_shape(part, grid, text)) for part in ("image-text", "text-image"))
     assert default < whole < whole + WORKSPACE < 2 * 2**30
     keys = 24 * (text + 4096) * 64 * 4  # float32, one image; beside them the same in the model's dtype
-    assert CHUNK_BYTES + 2 * keys + CHUNK_BYTES // 24 < WORKSPACE
+    assert 2 * CHUNK_BYTES + 2 * keys + 2 * CHUNK_BYTES // 24 < WORKSPACE
 
 
 def test_memory_as_measured():
@@ -218,8 +220,7 @@ def test_memory_as_measured():
     with live_bytes() as live:
         for _, rows in attention_rows(q, q, chunk_bytes=2**20):
             del rows
-    assert live["peak"] < 2**20 + keys + 2**18
-    assert live["peak"] < 8 * 1024 * 1024 * 4 / 4  # of the whole map
+    assert 2**20 < live["peak"] < 2**20 + keys + 2**18  # a 20th of the whole map
 
 
 @contextmanager

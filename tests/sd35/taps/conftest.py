@@ -19,7 +19,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def model() -> MMDiT:
-    """A dual block, a plain one and the last; every parameter random, so that every path carries something."""
+    """A dual block, a plain one and the last; all parameters random, so that every path carries something."""
     generator = torch.Generator().manual_seed(0)
     model = MMDiT(CONFIG).requires_grad_(False).eval()
     for tensor in [*model.parameters(), *model.buffers()]:

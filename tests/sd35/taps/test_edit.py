@@ -124,9 +124,9 @@ def test_refuses_another_shape_dtype_or_device(model, inputs, change, got):
 
 
 def test_refuses_what_cannot_work(model, inputs):
-    with pytest.raises(TapError, match="must return a tensor, got NoneType"):
-        with edit(model, {"patches": lambda x: None}):  # pyright: ignore[reportArgumentType]
-            model(*inputs())
+    nothing = edit(model, {"patches": lambda x: None})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TapError, match="must return a tensor, got NoneType"), nothing:
+        model(*inputs())
     with pytest.raises(TapError, match="did you mean patches"):
         edit(model, {"patchs": torch.zeros_like})
     with pytest.raises(TapError, match="no change was asked for"):
