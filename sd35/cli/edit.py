@@ -76,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
     check_pictures(args.output, source.images, overwrite=args.overwrite, bits=args.bits)
     if args.method != "inversion" or args.strength != 1 or source != saved:
         companion = None
-    pipe = load_pipeline(args, model=source.model, t5=source.made_with.get("t5") != "no", dtype="float32")
+    made_with = source.made_with
+    # Undoing repeats the very velocities of the generation; everything else is better off in float32.
+    dtype = "float32" if companion is None else made_with.get("dtype")
+    pipe = load_pipeline(args, model=source.model, t5=made_with.get("t5") != "no", dtype=dtype)
     edited = edit(
         pipe,
         data,

@@ -66,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
     data, saved, companion = read_input(args.input)
     settings, notes = settings_of(args, saved)
     options: dict[str, Any] = {} if args.accuracy is None else {"accuracy": args.accuracy}
-    pipe = load_pipeline(args, model=settings.model, t5=settings.made_with.get("t5") != "no", dtype="float32")
+    made_with = settings.made_with
+    # Undoing repeats the very velocities of the generation; everything else is better off in float32.
+    dtype = "float32" if companion is None else made_with.get("dtype")
+    pipe = load_pipeline(args, model=settings.model, t5=made_with.get("t5") != "no", dtype=dtype)
     inverted = invert(
         pipe,
         data,

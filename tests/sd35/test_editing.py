@@ -1,0 +1,117 @@
+"""From a picture under one prompt to a picture under another."""
+
+import pytest
+import torch
+
+import flow
+from sd35 import Control, SettingsError, State
+from sd35.editing import EditMethod
+
+FIELD = {"steps": 4, "guidance_scale": 2.0}
+OWN = {"steps": 4, "guidance_scale": 2.0, "source_guidance_scale": 2.0}
+METHODS: list[EditMethod] = ["inversion", "flow_edit", "rf_inversion"]
+
+
+@pytest.fixture(scope="module")
+def result(pipe):
+    return pipe.generate("a red circle", seed=4, **FIELD)
+
+
+def psnr(found: torch.Tensor, true: torch.Tensor) -> float:
+    return flow.closeness(found, true).total_psnr
+
+
+def test_the_same_prompt_leaves_the_picture_as_it_is(pipe, result) -> None:
+    by_inversion = pipe.edit(result.latents, "a red circle", "a red circle", **OWN)
+    assert psnr(by_inversion.latents, result.latents) > 60
+    by_flow = pipe.edit(result.latents, "a red circle", "a red circle", method="flow_edit", seed=9, **OWN)
+    assert torch.equal(by_flow.latents, result.latents)
+
+
+def test_full_control_returns_to_the_picture(pipe, result) -> None:
+    control = Control(toward_data=1.0, interval=(0.0, 1.0))
+    held = pipe.edit(result.latents, "b", "a", method="rf_inversion", control=control, **OWN)
+    assert psnr(held.latents, result.latents) > 60
+    loose = pipe.edit(result.latents, "b", "a", method="rf_inversion", control=Control(toward_data=0), **OWN)
+    assert psnr(loose.latents, result.latents) < 40
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_prompt_draws_another_picture_and_less_strength_one_nearer(pipe, result, method) -> None:
+    whole, part = (
+        pipe.edit(result.latents, "a blue star", "a red circle", method=method, strength=strength, **OWN)
+        for strength in (1.0, 0.25)
+    )
+    assert psnr(whole.latents, result.latents) < psnr(part.latents, result.latents)
+    assert torch.equal(whole.image, pipe.decode(whole.latents))
+    assert whole.settings.prompts[0].text == "a blue star"
+
+
+@pytest.mark.parametrize("method", ["flow_edit", "rf_inversion"])
+def test_the_seed_decides_what_is_drawn(pipe, result, method) -> None:
+    first, again, other = (
+        pipe.edit(result.latents, "b", "a", method=method, seed=seed, **OWN).latents for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_saved_state_needs_no_source(pipe) -> None:
+    made = pipe.generate(["a", "b"], seed=4, solver="bitexact", **FIELD)
+    same = pipe.edit(made.state(), ["a", "b"])
+    assert torch.equal(same.latents, made.latents)
+    one_for_all = pipe.edit(made.state(), "c")
+    assert one_for_all.latents.shape == made.latents.shape
+    assert [prompt.text for prompt in one_for_all.settings.prompts] == ["c"]
+
+
+def test_a_pair_without_companion_is_inverted_roughly_and_says_so(pipe, result) -> None:
+    edited = pipe.edit(result.latents, "b", "a", solver="reversible_heun", **OWN)
+    assert "its inverse is approximate" in edited.notes[0]
+
+
+def test_a_picture_is_encoded_first(pipe, result) -> None:
+    edited = pipe.edit(result.images[0], "a red circle", "a red circle", method="flow_edit", **OWN)
+    torch.testing.assert_close(edited.latents, pipe.encode(result.images[0]))
+
+
+def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
+    edited = pipe.edit(result.latents, "b", "a", method="flow_edit", **OWN)
+    (path,) = edited.save(tmp_path / "edited.png")
+    with pytest.raises(FileExistsError):
+        edited.save(path)
+    from sd35 import read_settings
+
+    with pytest.raises(SettingsError, match="holds no settings"):
+        read_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "wish"}, "method must be one of inversion, flow_edit, rf_inversion; got 'wish'"),
+        ({"solver": "sde"}, "an edit needs a solver without"),
+        ({"strength": 0.0}, "strength must be above 0"),
+        ({"width": 64}, "settings are those of 64 x"),
+        ({"average": 0, "method": "flow_edit"}, "average must be at least 1"),
+        (
+            {"control": Control(toward_data=2), "method": "rf_inversion"},
+            r"strength must lie in \[0, 1\], got 2",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused(pipe, result, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipe.edit(result.latents, "b", "a", **(OWN | options))
+
+
+def test_prompts_and_companions_must_fit(pipe, result) -> None:
+    with pytest.raises(SettingsError, match="which prompt was the picture drawn from"):
+        pipe.edit(result.latents, "b")
+    with pytest.raises(SettingsError, match="a prompt for each of 1 pictures, got 2"):
+        pipe.edit(result.latents, ["b", "c"], "a")
+    with pytest.raises(SettingsError, match="noise and no latents"):
+        pipe.edit(State(result.settings, noise=result.noise), "b")
+    made = pipe.generate("a", solver="reversible_heun", **FIELD)
+    with pytest.raises(SettingsError, match="a companion is of use to the method inversion at strength 1"):
+        pipe.edit(made.state(), "b", strength=0.5)
