@@ -25,7 +25,7 @@ def test_the_same_prompt_leaves_the_picture_as_it_is(pipe, result) -> None:
     by_inversion = pipe.edit(result.latents, "a red circle", "a red circle", **OWN)
     assert psnr(by_inversion.latents, result.latents) > 60
     by_flow = pipe.edit(result.latents, "a red circle", "a red circle", method="flow_edit", seed=9, **OWN)
-    assert torch.equal(by_flow.latents, result.latents)
+    assert psnr(by_flow.latents, result.latents) > 100  # z + noised - data is noised to rounding
 
 
 def test_full_control_returns_to_the_picture(pipe, result) -> None:
@@ -72,7 +72,7 @@ def test_a_pair_without_companion_is_inverted_roughly_and_says_so(pipe, result) 
 
 def test_a_picture_is_encoded_first(pipe, result) -> None:
     edited = pipe.edit(result.images[0], "a red circle", "a red circle", method="flow_edit", **OWN)
-    torch.testing.assert_close(edited.latents, pipe.encode(result.images[0]))
+    assert psnr(edited.latents, pipe.encode(result.images[0])) > 100
 
 
 def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
