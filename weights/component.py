@@ -1,7 +1,7 @@
 """One part of a model inside the files that hold it, under our own key names."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import FileFormatError
 from .file import DTYPES, MappedFile, TensorInfo
-from .folder import Folder, read_json
+from .folder import Folder, Nowhere, read_json
 from .keys import Recipe, to_ours
 from .parts import DIFFUSERS, PREFIXES, ignored, recognise, split_prefixes, which_clip
 
@@ -199,6 +199,29 @@ def component_in(unit: Unit, part: str) -> Component:
     if part == "clip":
         part, _ = which_clip("", {}, {name: unit.infos[name].shape for name in bare})
     return _component(unit, part, "", bare)
+
+
+def described(
+    part: str, tensors: Mapping[str, Tensor] | Mapping[str, Sequence[int]]
+) -> tuple[Component, torch.device]:
+    """Describe tensors in memory, or only their shapes, as `component_in` describes those of a file.
+
+    Returns:
+        The component, and the device to build its module on: the tensors' own; meta for shapes, for
+        meta tensors, and under `torch.device("meta")`.
+    """
+    spelled = {dtype: name for name, dtype in DTYPES.items()}
+    infos, devices = {}, [torch.get_default_device()]
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            infos[name] = TensorInfo(tuple(tensor.shape), spelled[tensor.dtype])
+            devices.append(tensor.device)
+        else:
+            infos[name] = TensorInfo(tuple(tensor), "F32")
+            devices.append(torch.device("meta"))
+    unit = Unit("these tensors", Nowhere(), infos, dict.fromkeys(infos, ""))
+    meta = torch.device("meta")
+    return component_in(unit, part), meta if meta in devices else devices[-1]
 
 
 def _component(unit: Unit, part: str, prefix: str, names: list[str]) -> Component:

@@ -1,9 +1,11 @@
 """Give a module the tensors of a component: all of them, checked as a whole first, and no others."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .component import Component
 from .file import MappedFile
@@ -11,6 +13,21 @@ from .fit import require_fit
 from .values import check_cast, check_finite
 
 Device = torch.device | str
+
+
+class Uninitialised(TorchFunctionMode):
+    """Skips torch.nn.init: there is nothing to set on the meta device.
+
+    Besides, the first `normal_` there, of an nn.Embedding, makes torch import its symbolic
+    mathematics, which takes longer than everything else that loading does.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call what torch was about to call, unless it sets initial values."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def fill(module: nn.Module, component: Component, device: Device, dtype: torch.dtype | None) -> None:

@@ -5,6 +5,7 @@ library's. Headers of files that are not in the cache are read with range reques
 out what a repository holds downloads nothing, and loading a part downloads that part's files alone.
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ from .folder import Folder, LocalFolder
 _NAME = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.safetensors))?(?:@(?P<revision>[\w./-]+))?"
 )
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the operating system says where a file cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,11 @@ def _explain(name: HubName, error: Exception) -> HubError:
         return HubError(f"the Hugging Face Hub refused {name} (HTTP {_status(error)}): {_first_line(error)}")
     if isinstance(error, errors.HFValidationError | errors.SafetensorsParsingError):
         return HubError(f"{name} cannot be read from the Hugging Face Hub: {_first_line(error)}")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return HubError(
+            f"{name} cannot be stored in the cache ({error}): make room, or set HF_HOME to a "
+            "folder that can be written to"
+        )
     is_offline = isinstance(error, errors.OfflineModeIsEnabled)
     why = (
         "HF_HUB_OFFLINE is set" if is_offline else f"there is no connection to the Hub ({_first_line(error)})"

@@ -13,17 +13,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from mmdit import ControlNet, ControlNetConfig, MMDiT, MMDiTConfig, position_table
 from textenc import CLIP, T5, CLIPConfig, CLIPTokenizer, T5Config, T5Tokenizer, TextEncoder, Widths
 from vae import VAE, VAEConfig
 
-from .component import Component, Unit, component_in
+from .component import Component, described
 from .errors import FitError, SourceError
-from .file import DTYPES, TensorInfo
-from .fill import Device, fill
-from .folder import Nowhere
+from .fill import Device, Uninitialised, fill
 from .parts import PARTS
 from .source import Source, resolve
 
@@ -207,27 +204,12 @@ def build_component(component: Component) -> nn.Module:
         FitError: the sizes cannot be told, because a tensor that decides one is missing or misshapen.
     """
     try:
-        with torch.device("meta"), _Uninitialised():
+        with torch.device("meta"), Uninitialised():
             return _MODULES[component.part](component)
     except ValueError as error:
         raise FitError(
             f"{component.where or 'this'} holds no whole {PARTS[component.part]}: {error}"
         ) from error
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Skips torch.nn.init: there is nothing to set on the meta device.
-
-    Besides, the first `normal_` there, of an nn.Embedding, makes torch import its symbolic
-    mathematics, which takes longer than everything else that loading does.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call what torch was about to call, unless it sets initial values."""
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def _clip(component: Component) -> CLIP:
@@ -295,15 +277,6 @@ def build_clip(tensors: Tensors, *, part: str | None = None) -> CLIP:
 
 def _build(part: str, tensors: Tensors) -> nn.Module:
     """Describe tensors as a component, and build for it."""
-    spelled = {dtype: name for name, dtype in DTYPES.items()}
-    infos, devices = {}, [torch.get_default_device()]
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor):
-            infos[name] = TensorInfo(tuple(tensor.shape), spelled[tensor.dtype])
-            devices.append(tensor.device)
-        else:
-            infos[name] = TensorInfo(tuple(tensor), "F32")
-            devices.append(torch.device("meta"))
-    component = component_in(Unit("these tensors", Nowhere(), infos, dict.fromkeys(infos, "")), part)
+    component, device = described(part, tensors)
     module = build_component(component).to(component.dtype)
-    return module if torch.device("meta") in devices else module.to_empty(device=devices[-1])
+    return module if device.type == "meta" else module.to_empty(device=device)

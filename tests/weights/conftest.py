@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmdit import ControlNet, ControlNetConfig, MMDiT, MMDiTConfig
 from textenc import CLIP, T5, CLIPConfig, T5Config
 from vae import VAE, VAEConfig
+from weights.fill import Uninitialised
 from weights.keys import to_theirs
 from weights.layouts import CONTROLNET, MMDIT
 from weights.layouts import VAE as VAE_LAYOUT
@@ -57,7 +58,9 @@ def parts() -> dict[str, State]:
     """Part to its state dict: random, float32, under our keys."""
     generator = torch.Generator().manual_seed(5)
     states = {}
-    for part, module in modules().items():
+    with torch.device("meta"), Uninitialised():
+        built = modules()
+    for part, module in built.items():
         states[part] = {
             name: torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
             for name, tensor in module.state_dict().items()

@@ -1,5 +1,6 @@
 """The Hub, played by a server on this machine: what is downloaded, and what every refusal says."""
 
+import errno
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.server.root / "/".join(file)
         if not path.is_file():
             return self.refuse(404, "EntryNotFound")
-        body, headers = path.read_bytes(), {"ETag": f'"{path.name}"', "X-Repo-Commit": COMMIT}
+        body, headers = path.read_bytes(), {"ETag": f'"{"-".join(file)}"', "X-Repo-Commit": COMMIT}
         if "Range" in self.headers:
             first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
             part = body[int(first) : int(last or len(body)) + 1]
@@ -177,6 +178,18 @@ def test_no_connection(tmp_path, monkeypatch):
     point_at(monkeypatch, "http://127.0.0.1:9", tmp_path)
     with pytest.raises(weights.OfflineError, match="there is no connection to the Hub"):
         weights.load_mmdit("owner/model")
+
+
+def test_a_full_disk_is_not_called_a_lost_connection(hub, monkeypatch):
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(
+        weights.HubError, match=r"No space left on device.*make room, or set HF_HOME"
+    ) as caught:
+        weights.load_mmdit("owner/model")
+    assert not isinstance(caught.value, weights.OfflineError)
 
 
 REFUSALS = {

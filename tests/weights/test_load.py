@@ -112,6 +112,7 @@ def test_t5_with_only_the_other_name_of_its_table(tmp_path, writers, parts):
     assert_loaded(weights.load_t5(writers["write"](tmp_path / "t5.safetensors", state)), parts["t5"])
 
 
+STEM = r"model\.diffusion_model\."
 MISFITS = {
     "missing": lambda state: state.pop("joint_blocks.1.x_block.attn.proj.bias"),
     "left over": lambda state: state.update({"joint_blocks.1.x_block.lora_A": torch.ones(2, 3)}),
@@ -119,10 +120,10 @@ MISFITS = {
     "wrong dtype": lambda state: state.update({"final_layer.linear.bias": torch.ones(64, dtype=torch.int8)}),
 }
 ROWS = {
-    "missing": r"missing +model\.diffusion_model\.joint_blocks\.1\.x_block\.attn\.proj\.bias +expected \[128]",
-    "left over": r"left over +model\.diffusion_model\.joint_blocks\.1\.x_block\.lora_A +has F32 \[2, 3\]",
-    "wrong shape": r"wrong shape +model\.diffusion_model\.final_layer\.linear\.bias +has \[7\], expected \[64",
-    "wrong dtype": r"wrong dtype +model\.diffusion_model\.final_layer\.linear\.bias +has I8, expected F64 or",
+    "missing": rf"missing +{STEM}joint_blocks\.1\.x_block\.attn\.proj\.bias +expected \[128]",
+    "left over": rf"left over +{STEM}joint_blocks\.1\.x_block\.lora_A +has F32 \[2, 3\]",
+    "wrong shape": rf"wrong shape +{STEM}final_layer\.linear\.bias +has \[7\], expected \[64",
+    "wrong dtype": rf"wrong dtype +{STEM}final_layer\.linear\.bias +has I8, expected F64 or",
 }
 
 
@@ -176,7 +177,7 @@ def test_a_tensor_that_decides_a_size_is_missed_by_name(tmp_path, writers, parts
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_that_are_not_finite_are_refused(tmp_path, writers, parts, value, dtype):
-    state = {name: tensor.to(dtype) for name, tensor in parts["vae"].items()}
+    state = {name: tensor.to(dtype, copy=True) for name, tensor in parts["vae"].items()}
     name = "decoder.mid.block_1.conv1.weight"
     state[name].view(-1)[12345] = value
     path = writers["write"](tmp_path / "vae.safetensors", state)
