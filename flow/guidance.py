@@ -4,7 +4,7 @@
 solver follows, evaluating only what it needs. The variants of the literature are of two kinds, and compose:
 
     combine    (cond, uncond, scale, x, sigma) → velocity    `plain`, `cfg_zero`, `apg`
-    adjust     (velocity, cond, x, sigma) → velocity         `rescale`, `threshold`, after it, in any number
+    adjust     (velocity, cond, x, sigma) → velocity         `rescale`, `threshold`, `skip_layer`, any number
 
 Both reference implementations run the two halves as one batch, one [cond, uncond], the other [uncond,
 cond]; the order has no effect, and `together` is where a caller may do so.

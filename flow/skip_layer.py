@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import FlowError
+from .guidance import Adjust
 from .path import per_sample
 from .precision import wide
 from .solvers.base import Velocity
@@ -64,15 +65,14 @@ SKIP_LAYER: Mapping[str, SkipLayer] = MappingProxyType(
 """What SD3.5-medium is run with. diffusers has no layers of its own; its documentation names the same."""
 
 
-def skip_layer(
-    guided: Velocity, cond: Velocity, skipped: Velocity, settings: SkipLayer, sigmas: Tensor
-) -> Velocity:
+def skip_layer(skipped: Velocity, settings: SkipLayer, sigmas: Tensor) -> Adjust:
     """Add skip-layer guidance to a guided velocity, within the window of a generation.
 
+    For the `adjust` of `guided`: as the conditional velocity is there, the window costs one evaluation
+    more a step. As in diffusers it takes part only where guidance does; the reference would at scale 1 too.
+
     Args:
-        guided: what is followed outside the window, and added to within.
-        cond: with the prompt alone. Evaluated again in the window; keep its last answer if that costs.
-        skipped: with the prompt, and `settings.layers` left out.
+        skipped: the velocity with the prompt and with `settings.layers` left out.
         settings: scale and window.
         sigmas: the falling table of the generation. Solvers that also look between its levels are given the
             third velocity between the first and the last level of the window.
@@ -85,16 +85,14 @@ def skip_layer(
             f"skip-layer guidance needs a finite scale and 0 <= start < stop <= 1, got {settings}"
         )
     window = settings.window(sigmas)
-    if window is None:
-        return guided
-    low, high = window
 
-    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        inside = (sigma >= low) & (sigma <= high)
-        v = guided(x, sigma)
+    def adjust(v: Tensor, cond: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        if window is None:
+            return v
+        inside = (sigma >= window[0]) & (sigma <= window[1])
         if not inside.any():
             return v
-        push = settings.scale * (wide(cond(x, sigma)) - wide(skipped(x, sigma)))
-        return torch.where(per_sample(inside.float(), v) > 0, wide(v) + push, wide(v))
+        push = settings.scale * (cond - wide(skipped(x, sigma)))
+        return torch.where(per_sample(inside.float(), v) > 0, v + push, v)
 
-    return velocity
+    return adjust

@@ -9,7 +9,7 @@ their errors are multiplied many times. It is proportional to σ^1.5.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -158,7 +158,12 @@ class _Window:
 
 
 def solve_step(
-    mean_slope, y: Tensor, h: float, guess: Tensor | None, tolerance: float, max_evaluations: int
+    mean_slope: Callable[[Tensor], Tensor],
+    y: Tensor,
+    h: float,
+    guess: Tensor | None,
+    tolerance: float,
+    max_evaluations: int,
 ) -> _Found:
     """Solve x + h · mean_slope(x) = y for x.
 

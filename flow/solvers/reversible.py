@@ -140,13 +140,14 @@ def check_damping(damping: float) -> None:
         raise FlowError(f"damping must be above 0.5 and at most 1, got {damping}")
 
 
-def bdia(velocity: Velocity, x: Tensor, sigmas: Tensor, *, gamma: float = 0.96) -> Iterator[Step]:
+def bdia(velocity: Velocity, x: Tensor, sigmas: Tensor, *, gamma: float = 1.0) -> Iterator[Step]:
     """Bidirectional integration: a step forward from x, and as much as γ of the error of one backward.
 
         x' = γ x₋ + (1 - γ) x + (h + γ h₋) v(x, σ)        (x₋, h₋: the state and the step before)
 
-    Order 1, and 2 at γ = 1 where neighbouring steps are alike; one evaluation a step, never at the end. The
-    first step is Euler's. Companion: x₋, as `before`.
+    Order 2 at γ = 1 where neighbouring steps are alike; below, order 1 and on guided fields no better than
+    Euler's method. One evaluation a step, never at the end. The first step is Euler's. Companion: x₋, as
+    `before`.
 
     Args:
         velocity: called as velocity(x, sigma), sigma being (B,).
@@ -163,7 +164,7 @@ def bdia(velocity: Velocity, x: Tensor, sigmas: Tensor, *, gamma: float = 0.96) 
 
 
 def undo_bdia(
-    velocity: Velocity, x: Tensor, companion: Mapping[str, Tensor], sigmas: Tensor, *, gamma: float = 0.96
+    velocity: Velocity, x: Tensor, companion: Mapping[str, Tensor], sigmas: Tensor, *, gamma: float = 1.0
 ) -> Iterator[Step]:
     """Run `bdia` backward; see `undo_reversible_heun` for arguments and steps."""
     check_gamma(gamma)
@@ -180,12 +181,11 @@ def check_gamma(gamma: float) -> None:
 def obelm(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """O-BELM: the two-step scheme of `bdia` with the γ that cancels the error of second order, at most 1.
 
-        γ = min((h / h₋)², 1)
+        γ = (h / h₋)², but at most 1 and at least 1/4
 
-    Order 2 where γ is not clipped. As published it is not, and where steps grow the scheme is unstable, the
-    more so the more they do: on the reference tables unusably. One evaluation a step, never at the end.
-    Companion: x₋, as `before`. Undoing divides by γ, which is small where a step is much shorter than the
-    one before.
+    Order 2 where γ is not clipped. As published it never is. Then the scheme is unstable where steps grow, as
+    those of the reference tables do, and undoing loses digits where a step is much shorter than the one
+    before, as their last is. One evaluation a step, never at the end. Companion: x₋, as `before`.
     """
     x, sigmas = prepare(x, sigmas)
     return _two_step(velocity, x, sigmas, _balance(sigmas))
@@ -201,7 +201,7 @@ def undo_obelm(
 
 def _balance(sigmas: Tensor) -> Tensor:
     h = sigmas.diff()
-    return (h[1:] / h[:-1]).square().clamp(max=1)
+    return (h[1:] / h[:-1]).square().clamp(0.25, 1)
 
 
 def _two_step(velocity: Velocity, x: Tensor, sigmas: Tensor, gammas: Tensor) -> Iterator[Step]:

@@ -62,7 +62,7 @@ def test_gradient_of_log_prob_is_the_score(gaussian, noise_for):
     h, a = -0.1, 0.7
     slope = h - abs(h) * a**2 / (1 - 0.8) / 2 * (1 - 0.8)  # d mean / d shift
     expected = ((step.x - ends.mean) / ends.std**2 * slope).sum()
-    assert gradient == pytest.approx(float(expected), rel=1e-6)
+    assert gradient == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 def test_both_ends_of_the_range_are_finite(noise_for):

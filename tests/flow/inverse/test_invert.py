@@ -1,0 +1,174 @@
+"""The way back: exact returns, the published approximations do not, and the report says which is which."""
+
+import json
+
+import pytest
+import torch
+
+from flow import (
+    METHODS,
+    FlowError,
+    Inversion,
+    closeness,
+    integrate,
+    inversion,
+    invert,
+    inverting,
+    sigmas,
+    solve,
+)
+
+TABLE = sigmas(28)
+
+
+@pytest.fixture(scope="module")
+def generation(toy, noise_for):
+    noise = noise_for(6)
+    return noise, solve(toy(), noise, TABLE)
+
+
+def psnr(found, noise):
+    return closeness(found, noise).total_psnr
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "cost", "gain"), [(1e-1, 1.5, 12), (1e-2, 2.0, 25), (1e-4, 3.5, 60), (1e-5, 5, 70)]
+)
+def test_exact_gains_what_it_costs(accuracy, cost, gain, toy, generation, counted):
+    noise, data = generation
+    velocity = counted(toy())
+    found = inversion(velocity, data, TABLE, accuracy=accuracy)
+    assert found.report.evaluations == velocity.calls <= cost * 28
+    assert psnr(found.noise, noise) > psnr(invert(toy(), data, TABLE, "naive"), noise) + gain
+    assert found.report.converged is True
+    assert found.report.problems == ()
+    assert min(velocity.sigmas) > 0
+
+
+def test_exact_returns_to_float64_rounding(toy, noise_for):
+    noise, table = noise_for(2, dtype=torch.float64), TABLE.double()
+    found = invert(toy(), solve(toy(), noise, table), table, accuracy=1e-12)
+    assert psnr(found, noise) > 200
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun", "rk4"])
+def test_exact_inverts_other_one_step_solvers(solver, toy, noise_for):
+    noise, table = noise_for(2), sigmas(10)
+    found = inversion(toy(1.0), solve(toy(1.0), noise, table, solver), table, solver=solver, accuracy=1e-6)
+    assert psnr(found.noise, noise) > 90
+    assert found.report.converged
+
+
+def test_every_published_method_runs_at_its_cost_and_stays_behind_exact(toy, generation, counted):
+    noise, data = generation
+    exact = psnr(invert(toy(), data, TABLE, accuracy=1e-4), noise)
+    cost = {"naive": 28, "midpoint": 56, "rf_solver": 56, "fireflow": 29, "uni_inv": 29, "fixed_point": 112}
+    assert set(cost) == set(METHODS) - {"exact"}
+    for method, calls in cost.items():
+        velocity = counted(toy())
+        found = inversion(velocity, data, TABLE, method)
+        assert found.report.evaluations == velocity.calls == calls
+        assert found.report.converged is None
+        assert 15 < psnr(found.noise, noise) < exact - 30
+
+
+def test_naive_is_euler_over_the_flipped_table(toy, generation):
+    _, data = generation
+    assert torch.equal(invert(toy(), data, TABLE, "naive"), solve(toy(), data, TABLE.flip(0)))
+    assert torch.equal(
+        invert(toy(), data, TABLE, "naive", solver="heun"), solve(toy(), data, TABLE.flip(0), "heun")
+    )
+
+
+def test_fixed_point_converges_where_the_flow_is_gentle_and_average_is_another_method(toy, noise_for):
+    noise, table = noise_for(2), sigmas(28)
+    data = solve(toy(1.0), noise, table)
+    errors = [psnr(invert(toy(1.0), data, table, "fixed_point", iterations=n), noise) for n in (1, 4, 12)]
+    assert errors[0] < errors[1] < errors[2]
+    averaged = invert(toy(1.0), data, table, "fixed_point", average=True)
+    assert not torch.equal(averaged, invert(toy(1.0), data, table, "fixed_point"))
+    assert psnr(averaged, noise) > errors[0]
+
+
+def test_capped_steps_are_reported_with_how_far_they_came(toy, generation):
+    _, data = generation
+    report = inversion(toy(), data, TABLE, accuracy=1e-6, max_evaluations=2).report
+    assert report.converged is False
+    failed = [step for step in report.steps if not all(step.converged)]
+    assert failed
+    assert all(step.evaluations <= 2 for step in report.steps)
+    assert "stopped at a residual of" in report.problems[0]
+    assert f"step {failed[0].number} " in report.problems[0]
+
+
+def test_a_bfloat16_network_stops_at_its_noise_and_says_so(toy, noise_for):
+    velocity, noise = toy(dtype=torch.bfloat16), noise_for(2)
+    found = inversion(velocity, solve(velocity, noise, TABLE), TABLE, accuracy=1e-6)
+    assert found.report.converged is False
+    assert found.report.evaluations < 28 * 30  # given up, not run to the cap
+
+
+def test_a_folding_step_is_named_and_without_guidance_there_is_none(toy, noise_for):
+    noise = noise_for(16, dtype=torch.float64).float()
+    folding = toy(7.0, spread=0.03)
+    found = inversion(folding, solve(folding, noise, TABLE), TABLE, accuracy=1e-5)
+    lost = [sample for sample, db in enumerate(closeness(found.noise, noise).psnr.tolist()) if db < 70]
+    assert lost  # converged on another preimage, or on none
+    assert set(lost) <= set(found.report.ambiguous)
+    assert any("only a reversible solver" in line for line in found.report.problems)
+    gentle = toy(1.0, spread=0.03)
+    assert inversion(gentle, solve(gentle, noise, TABLE), TABLE, accuracy=1e-5).report.ambiguous == ()
+
+
+def test_report_is_json_and_complete(toy, generation):
+    _, data = generation
+    found = inversion(toy(), data, TABLE, accuracy=1e-2)
+    assert isinstance(found, Inversion)
+    report = json.loads(json.dumps(found.report.to_dict()))
+    assert report["evaluations"] == found.report.evaluations
+    assert [step["number"] for step in report["steps"]] == list(reversed(range(28)))
+    assert [step.sigma for step in found.report.steps] == TABLE[:-1].flip(0).tolist()
+
+
+def test_steps_are_seen_as_they_are_taken(toy, generation):
+    _, data = generation
+    steps = inverting(toy(), data, TABLE, accuracy=1e-2)
+    first = next(steps)
+    assert first.report.number == 27
+    assert first.x.shape == data.shape
+    assert len(list(steps)) == 27
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"method": "null_text"}, "exact, naive"),
+        ({"solver": "ddim"}, "no solver"),
+        ({"solver": "ab2"}, "cannot be undone from its last state"),
+        ({"solver": "bdia"}, "needs the companion"),
+        ({"accuracy": 1e-9}, "the rounding of torch.float32"),
+        ({"accuracy": float("nan")}, "accuracy must be at least"),
+        ({"max_evaluations": 0}, "at least 1"),
+        ({"method": "fixed_point", "iterations": 0}, "at least 1"),
+        ({"method": "fixed_point", "iterations": 1, "average": True}, "at least 2"),
+        ({"sigmas": TABLE.flip(0)}, "falling"),
+    ],
+)
+def test_bad_requests_are_refused(toy, generation, call, message):
+    with pytest.raises(FlowError, match=message):
+        inverting(toy(), generation[1], **({"sigmas": TABLE} | call))
+
+
+def test_a_companion_for_a_solver_without_is_refused(toy, noise_for):
+    there = integrate(toy(), noise_for(2), sigmas(4), "bdia")
+    with pytest.raises(FlowError, match="'euler' has no companion"):
+        invert(toy(), there.x, sigmas(4), companion=there.companion)
+
+
+def test_nan_on_the_way_names_step_and_sigma(toy, generation):
+    def broken(x, sigma):
+        return torch.where(sigma.reshape(-1, 1, 1, 1) > 0.5, torch.nan, toy()(x, sigma))
+
+    for method in METHODS:
+        with pytest.raises(FlowError, match=r"not finite at step \d+, sigma 0\.5"):
+            invert(broken, generation[1], TABLE, method)
