@@ -5,13 +5,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import bench, edit, generate, inspect, invert, train
+from . import attention, bench, edit, generate, inspect, invert, train, verify
 
 COMMANDS = {
     "generate": generate,
     "invert": invert,
     "edit": edit,
     "inspect": inspect,
+    "attention": attention,
+    "verify": verify,
     "train": train,
     "bench": bench,
 }

@@ -1,0 +1,32 @@
+"""The table of `sd35 verify`."""
+
+from collections.abc import Sequence
+
+from .stages import Check
+
+HEADER = ("stage", "absolute", "relative", "bound", "", "time")
+
+
+def as_table(checks: Sequence[Check]) -> str:
+    """Lay checks out in aligned columns, under the part that each belongs to."""
+    width = max(len(check.stage) for check in checks) + 2
+    lines, group = [_line(HEADER, width)], ""
+    for check in checks:
+        if check.group != group:
+            group = check.group
+            lines.append(group)
+        cells = (
+            f"  {check.stage}",
+            f"{check.absolute:.1e}",
+            f"{check.relative:.1e}",
+            f"{check.bound:.1e}" if check.bound else "equal",
+            "pass" if check.passed else "FAIL",
+            f"{1e3 * check.seconds:.1f} ms",
+        )
+        lines.append(_line(cells, width))
+    return "\n".join(lines)
+
+
+def _line(cells: tuple[str, ...], width: int) -> str:
+    stage, absolute, relative, bound, verdict, time = cells
+    return f"{stage:<{width}}{absolute:>10}{relative:>10}{bound:>10}  {verdict:<4}{time:>11}"
