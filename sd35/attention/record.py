@@ -226,6 +226,6 @@ class _Recorder:
             what = "another map" if self.maps.totals else "one image"
             raise BudgetError(
                 f"with {what}, recording takes {size(needed + WORKSPACE)}, and the budget is "
-                f"{size(self.budget)}: record fewer blocks or parts, keep neither heads nor steps, take patches "
-                "together (pool=2), or raise the budget"
+                f"{size(self.budget)}: record fewer blocks or parts, keep neither heads nor steps, take "
+                "patches together (pool=2), or raise the budget"
             )

@@ -59,16 +59,20 @@ def test_the_joint_attention_reads_an_edited_value(model, inputs):
 
 
 def test_patching_between_runs(model, inputs):
+    _, sigma, _, pooled = inputs(1)
     with capture(model, "joint_blocks.1.*") as taps:
         first = model(*inputs(1))
-    with edit(model, {"joint_blocks.1.[xc]*": taps}), pytest.raises(TapError, match="sigma"):
-        raise TapError("sigma")  # an error of the caller's passes through
-    latents, _sigma, context, _pooled = inputs(2)
+    latents, _, context, _ = inputs(2)
     with edit(model, {"joint_blocks.1.x": taps, "joint_blocks.1.context": taps}):
-        patched = model(latents, inputs(1)[1], context, inputs(1)[3])
-    assert torch.equal(
-        patched, first
-    )  # after block 1 only x, context and c matter, and all are the first run's
+        patched = model(latents, sigma, context, pooled)
+    assert torch.equal(patched, first)  # after block 1 only x, context and c matter: all are the first run's
+    with edit(model, {"joint_blocks.1.x": taps}):
+        assert not torch.equal(model(latents, sigma, context, pooled), first)
+
+
+def test_an_error_of_the_callers_comes_through(model):
+    with pytest.raises(ZeroDivisionError), edit(model, {"patches": torch.zeros_like}):
+        raise ZeroDivisionError
 
 
 def test_calls_are_matched_in_order(model, inputs):
