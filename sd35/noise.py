@@ -27,4 +27,4 @@ def draw_noise(sources: Sequence[torch.Generator], shape: Sequence[int]) -> Tens
     Returns:
         (B, *shape), float32.
     """
-    return torch.stack([torch.randn(*shape, generator=source) for source in sources])
+    return torch.stack([torch.randn(*shape, generator=source, dtype=torch.float32) for source in sources])

@@ -55,6 +55,7 @@ class Settings:
         self._check_counts()
         self._check_seed()
         self._check_names()
+        self._check_types()
         for name in ("guidance_scale", "schedule_shift"):
             if not _is_number(getattr(self, name)):
                 raise SettingsError(f"{name} must be a finite number, got {getattr(self, name)!r}")
@@ -95,6 +96,12 @@ class Settings:
         for name, names in allowed.items():
             if getattr(self, name) not in names:
                 raise SettingsError(f"{name} must be one of {', '.join(names)}; got {getattr(self, name)!r}")
+
+    def _check_types(self) -> None:
+        kinds = {"solver_options": Mapping, "made_with": Mapping, "model": str, "negative": Prompt}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise SettingsError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
 
     @property
     def images(self) -> int:
@@ -150,7 +157,7 @@ class Settings:
             raise SettingsError(f"saved settings are damaged: {', '.join(unknown) or 'prompts'}")
         try:
             prompts = as_prompts(described.pop("prompts"))
-            (negative,) = as_prompts(described.pop("negative", ""))
+            (negative,) = as_prompts([described.pop("negative", "")])
             return cls(prompts=prompts, negative=negative, **described)
         except TypeError as error:
             raise SettingsError(f"saved settings are damaged: {error}") from error

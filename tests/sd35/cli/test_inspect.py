@@ -1,0 +1,55 @@
+"""`sd35 inspect`, and `sd35 bench`."""
+
+import json
+
+from safetensors.torch import load_file, save_file
+
+
+def test_a_whole_model(sd35, model_folder) -> None:
+    status, out, err = sd35("inspect", model_folder, "--values")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{model_folder}: complete")
+    assert "every weight is finite" in out
+
+
+def test_a_part_that_would_not_load_tells_by_the_status(sd35, model_folder, tmp_path) -> None:
+    tensors = load_file(model_folder / "sd3.5_random.safetensors")
+    tensors.pop("model.diffusion_model.final_layer.linear.bias")
+    save_file(tensors, tmp_path / "broken.safetensors")
+    status, out, _ = sd35("inspect", tmp_path / "broken.safetensors")
+    assert status == 1
+    assert "final_layer.linear.bias" in out
+
+
+def test_json_is_for_programs(sd35, model_folder) -> None:
+    _, out, _ = sd35("inspect", model_folder, "--json")
+    report = json.loads(out)
+    assert report["is_complete"] is True
+    assert set(report["components"]) == {"mmdit", "vae", "clip_l", "clip_g", "t5"}
+
+
+def test_taps_are_listed_with_their_shapes(sd35, model_folder) -> None:
+    status, out, _ = sd35("inspect", model_folder, "--taps")
+    assert status == 0
+    lines = out.splitlines()
+    assert {"mmdit", "vae", "clip_l", "clip_g", "t5"} <= set(lines)
+    assert any(line.startswith("  joint_blocks.0.x_block.attn.ln_q  (") for line in lines)
+
+
+def test_a_source_that_is_none(sd35, tmp_path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"<html>")
+    for source in (tmp_path / "a.safetensors", tmp_path / "absent.safetensors", tmp_path):
+        status, out, err = sd35("inspect", source)
+        assert (status, out) == (2, "")
+        assert err.startswith("sd35 inspect: error: ")
+        assert err.count("\n") == 1
+
+
+def test_bench_measures_the_stages(sd35, model_folder) -> None:
+    status, out, _ = sd35("bench", "-m", model_folder, "--repeats", "1", "--device", "cpu")
+    assert status == 0
+    head, *lines = out.splitlines()
+    assert "at 32 x 32, float32 on cpu" in head
+    assert len(lines) == 5
+    assert all(float(line.split()[-2]) > 0 for line in lines)
+    assert sd35("bench", "-m", model_folder, "--repeats", "0")[0] == 2

@@ -1,0 +1,75 @@
+"""`sd35 invert`."""
+
+import pytest
+import torch
+
+from sd35 import State
+from sd35.noise import draw_noise, generators
+
+FIELD = ("--steps", "3", "--cfg", "2")
+
+
+@pytest.fixture
+def made(sd35, model_folder, tmp_path):
+    """A picture and its latents, by a solver's name."""
+
+    def make(solver: str):
+        picture, latents = tmp_path / f"{solver}.png", tmp_path / f"{solver}.safetensors"
+        status, _, err = sd35(
+            *("generate", "a red circle", "-m", model_folder, "--solver", solver, "--seed", "4", *FIELD),
+            *("-o", picture, "--save-latents", latents),
+        )
+        assert (status, err) == (0, "")
+        return picture, latents
+
+    return make
+
+
+def test_a_saved_generation_is_undone_without_further_words(sd35, made, tmp_path) -> None:
+    _, latents = made("bitexact")
+    status, out, err = sd35("invert", latents, "-o", tmp_path / "noise.safetensors")
+    assert (status, err) == (0, "")
+    noise = State.load(tmp_path / "noise.safetensors").noise
+    assert noise is not None
+    assert torch.equal(noise, draw_noise(generators([4]), (16, 4, 4)))
+    *table, summary, path = out.splitlines()
+    assert [line.split()[0] for line in table] == ["stage", "solver", "noise"]
+    assert summary.endswith("method undo")
+    assert path == str(tmp_path / "noise.safetensors")
+
+
+def test_a_picture_tells_its_own_prompt_and_losses(sd35, made, tmp_path) -> None:
+    picture, _ = made("euler")
+    arguments = ("-o", tmp_path / "noise.safetensors", "--accuracy", "1e-3")
+    status, out, err = sd35("invert", picture, *arguments)
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[:5]] == [
+        "stage",
+        "encoder",
+        "rounding",
+        "solver",
+        "noise",
+    ]
+    status, out, err = sd35("invert", picture, "a star", *arguments, "--overwrite", "--no-measure")
+    assert (status, "solver" in out) == (0, False)
+    assert err.startswith("note: prompts: not what the picture was drawn with")
+
+
+def test_mistakes_are_one_line_and_leave_nothing(sd35, made, model_folder, tmp_path) -> None:
+    picture, latents = made("euler")
+    before = sorted(tmp_path.iterdir())
+    plain = tmp_path / "plain.png"
+    sd35("generate", "a", "-m", model_folder, *FIELD, "--no-metadata", "-o", plain)
+    cases = [
+        ((plain, "-m", model_folder), "carries no settings"),
+        ((tmp_path / "absent.png",), "No such file"),
+        ((latents, "--method", "guess"), "there is no method 'guess'"),
+        ((latents, "--accuracy", "0"), "accuracy must be"),
+        ((picture, "--width", "64"), "settings are those of 64 x 32"),
+        ((model_folder / "sd3.5_random.safetensors",), "is no saved state"),
+    ]
+    for arguments, message in cases:
+        status, out, err = sd35("invert", *arguments, "-o", tmp_path / "noise.safetensors")
+        assert (status, out) == (2, "")
+        assert message in err
+    assert sorted(tmp_path.iterdir()) == sorted([*before, plain])

@@ -1,0 +1,86 @@
+"""From pictures and latents back to noise."""
+
+import pytest
+import torch
+
+import flow
+from sd35 import SettingsError
+
+STEPS = 4
+FIELD = {"steps": STEPS, "guidance_scale": 2.0}
+
+
+@pytest.fixture(scope="module")
+def result(pipe):
+    return pipe.generate("a red circle", seed=4, **FIELD)
+
+
+def test_latents_return_to_their_noise(pipe, result) -> None:
+    inverted = pipe.invert(result.latents, "a red circle", seed=4, method_options={"accuracy": 1e-5}, **FIELD)
+    assert set(inverted.losses) == {"solver", "noise"}
+    assert inverted.losses["noise"].total_psnr > 80
+    assert inverted.losses["solver"].total_psnr > 80
+    assert torch.allclose(inverted.noise, result.noise, atol=1e-2)
+    assert inverted.report.converged
+    assert inverted.notes == ()
+    naive = pipe.invert(result.latents, "a red circle", seed=4, method="naive", **FIELD)
+    assert naive.report.evaluations == STEPS
+    assert naive.losses["noise"].total_psnr < inverted.losses["noise"].total_psnr - 10
+
+
+@pytest.mark.parametrize("solver", ["reversible_heun", "bitexact"])
+def test_a_reversible_generation_is_undone(pipe, solver) -> None:
+    made = pipe.generate(["a", "b"], seed=4, solver=solver, **FIELD)
+    inverted = pipe.invert(
+        made.latents, ["a", "b"], seed=4, solver=solver, companion=made.companion, measure=False, **FIELD
+    )
+    assert inverted.report.method == "undo"
+    assert set(inverted.losses) == {"noise"}
+    if solver == "bitexact":
+        assert torch.equal(inverted.noise, made.noise)
+    else:
+        assert inverted.losses["noise"].total_psnr > 100
+
+
+def test_a_companion_of_another_generation_is_refused(pipe) -> None:
+    made = pipe.generate("a", solver="reversible_heun", **FIELD)
+    with pytest.raises(flow.FlowError, match="belongs to another generation"):
+        pipe.invert(made.latents, "b", solver="reversible_heun", companion=made.companion, **FIELD)
+
+
+def test_each_loss_of_a_picture_is_measured_by_itself(pipe, result) -> None:
+    inverted = pipe.invert(result.images[0], "a red circle", noise=result.noise, refine_steps=2, **FIELD)
+    assert set(inverted.losses) == {"encoder", "refined", "rounding", "solver", "noise"}
+    assert inverted.losses["refined"].total_psnr > inverted.losses["encoder"].total_psnr
+    # Rounding to 256 levels of [-1, 1]: an error uniform within ±1/255, of which 4 is the squared range.
+    assert inverted.losses["rounding"].total_psnr == pytest.approx(58.9, abs=1.5)
+    assert str(inverted).splitlines()[0].split() == ["stage", "PSNR", "dB", "cosine", "MSE", "range"]
+    assert len(str(inverted).splitlines()) == 6
+
+
+def test_what_is_none_of_the_settings_is_refused(pipe, result) -> None:
+    with pytest.raises(SettingsError, match=r"expected pictures .* got torch\.float32 \(1, 4, 4, 4\)"):
+        pipe.invert(torch.zeros(1, 4, 4, 4), "a")
+    with pytest.raises(SettingsError, match="a picture of 40 x 32 is none of this model's"):
+        pipe.invert(torch.zeros(1, 3, 32, 40), "a")
+    with pytest.raises(SettingsError, match="settings are those of 64 x None, and this has 32 x 32"):
+        pipe.invert(result.latents, "a", width=64)
+    with pytest.raises(SettingsError, match="settings are those of 2 pictures, got 1"):
+        pipe.invert(result.latents, ["a", "b"])
+    with pytest.raises(flow.FlowError, match="there is no method 'guess'"):
+        pipe.invert(result.latents, "a", method="guess")
+
+
+def test_half_precision_is_warned_of(pipe, result, model_folder) -> None:
+    import sd35
+
+    half = sd35.load(model_folder, dtype=torch.bfloat16)
+    (note, *_) = half.invert(result.latents, "a", method="naive", measure=False, **FIELD).notes[-1:]
+    assert "computes in bfloat16" in note
+
+
+def test_the_noise_found_can_be_drawn_from_again(pipe, result, tmp_path) -> None:
+    inverted = pipe.invert(result.latents, "a red circle", seed=4, **FIELD)
+    path = inverted.state().save(tmp_path / "noise.safetensors")
+    again = pipe.generate("a red circle", noise=type(inverted.state()).load(path).noise, **FIELD)
+    assert flow.closeness(again.image, result.image, 2.0).total_psnr > 60
