@@ -130,14 +130,16 @@ def controlnet_file(base: nn.Module) -> Tensors:
                 timestep=1000 * inputs["in/sigma"],
                 return_dict=False,
             )[0]
-            controlled = velocity(base, inputs, dtype, block_controlnet_hidden_states=residuals)
+            control = {"block_controlnet_hidden_states": residuals}
+            result[f"out{suffix}/velocity"] = velocity(base, inputs, dtype, **control)
+            skipped = velocity(base, inputs, dtype, **control, skip_layers=[1])
+        result[f"out{suffix}/velocity_skip_layers"] = skipped
         result |= {f"out{suffix}/residual{i}": residual for i, residual in enumerate(residuals)}
-        result[f"out{suffix}/velocity"] = controlled
     base.float()
     return stored(weights) | inputs | result
 
 
-def vae_taps() -> dict[str, Tap]:
+def vae_taps(levels: int = 4) -> dict[str, Tap]:
     """Every stage of the encoder and the decoder."""
     taps: dict[str, Tap] = {}
     for side, stack in (("encoder", "down"), ("decoder", "up")):
@@ -146,8 +148,9 @@ def vae_taps() -> dict[str, Tap]:
         taps |= {
             f"{side}.mid.{ours}": (f"{side}.mid_block.{theirs}", whole) for ours, theirs in middle.items()
         }
-        for i in range(4):  # diffusers counts the decoder's levels from the latents
-            taps[f"{side}.{stack}.{i}"] = (f"{side}.{stack}_blocks.{i if stack == 'down' else 3 - i}", whole)
+        for i in range(levels):
+            number = i if stack == "down" else levels - 1 - i  # diffusers counts up from the latents
+            taps[f"{side}.{stack}.{i}"] = (f"{side}.{stack}_blocks.{number}", whole)
     return taps
 
 

@@ -97,8 +97,8 @@ def stored(weights: Tensors) -> Tensors:
 def save(folder: Path, name: str, tensors: Tensors, **config: object) -> None:
     """Write one file with its provenance."""
     packages = {package: version(package) for package in ("torch", "diffusers", "transformers")}
-    metadata = {"made_by": "tests/parity/make_reference.py", "made_with": packages, "config": config}
-    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    config |= {"made_by": "tests/parity/make_reference.py", "made_with": packages}
+    text = {"config": json.dumps(config)}  # one entry, as safetensors does not keep the order of several
     path = folder / f"{name}.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, text)
     print(f"{path.name:36} {len(tensors):4} tensors {path.stat().st_size / 1e3:8.1f} kB")

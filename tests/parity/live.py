@@ -1,0 +1,283 @@
+"""Run a checkpoint through this project and through diffusers and transformers, and compare every stage.
+
+    pip install -e ".[reference]"
+    python tests/parity/live.py path/or/owner/name        # whatever `sd35 inspect` can read
+    python tests/parity/live.py --random                  # a small random model in diffusers' layout
+
+Prints one line a stage, from token ids to pixels and down to each block, and names the first that departs.
+Every part gets the same input in both, the reference's, so that a departure is the fault of the stage that
+shows it; only the states of the trajectory run on from each other. One part is in memory at a time, twice.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, when it is not installed
+
+import diffusers
+import live_reference as theirs
+import torch
+import transformers
+from diffusers import StableDiffusion3Pipeline
+from make_reference import transformer_taps, vae_taps
+from reference_capture import float64_statistics, tapped, whole
+from torch import Tensor, nn
+
+import flow
+import weights
+from vae.image import to_uint8
+from weights import Source
+
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+"""Largest error relative to the largest magnitude: the order of sums, over the depth of the real models."""
+
+LOOSER = 4
+"""States of a trajectory gather the errors of the steps before; the reference rounds them to its dtype."""
+
+ENCODERS = ("clip_l", "clip_g", "t5")
+
+
+@dataclass
+class Table:
+    """The comparison so far, printed as it grows."""
+
+    limit: float
+    departed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        print(f"{'stage':52} {'largest':>10} {'error':>10} {'relative':>10}")
+
+    def add(self, stage: str, reference: Tensor, ours: Tensor, looser: float = 1) -> None:
+        """Compare one stage."""
+        if reference.shape != ours.shape:
+            self.departed.append(stage)
+            print(f"{stage:52} shape {tuple(ours.shape)}, the reference has {tuple(reference.shape)}")
+            return
+        largest = float(reference.double().abs().max())
+        error = float((reference.double() - ours.double()).abs().max())
+        relative = error / largest if largest else error
+        fits = relative <= self.limit * looser
+        print(f"{stage:52} {largest:10.3g} {error:10.2e} {relative:10.2e}{'' if fits else '  <- departs'}")
+        if not fits:
+            self.departed.append(stage)
+
+    def add_equal(self, stage: str, reference: Tensor, ours: Tensor) -> None:
+        """Compare what must be equal: token ids, noise levels."""
+        same = reference.shape == ours.shape and torch.equal(reference, ours)
+        print(f"{stage:52} {'equal' if same else 'differs  <- departs'}")
+        if not same:
+            self.departed.append(stage)
+
+    def add_all(self, prefix: str, reference: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+        """Compare activations that hooks collected, in the order of the reference's run."""
+        for stage, tensor in reference.items():
+            self.add(f"{prefix} {stage}", tensor, ours[stage])
+
+
+def run_both(
+    table: Table,
+    name: str,
+    modules: tuple[nn.Module, nn.Module],
+    taps: dict,
+    calls: tuple[Callable[[], dict[str, Tensor]], Callable[[], dict[str, Tensor]]],
+) -> dict[str, Tensor]:
+    """Run the reference's module and ours with hooks, compare, and return the reference's outputs."""
+    reference, ours = modules
+    with tapped(reference, taps) as their_stages:
+        their_outputs = calls[0]()
+    paths = {stage: stage.removesuffix(".x").removesuffix(".context") for stage in their_stages}
+    with tapped(ours, {path: (path, _streams) for path in set(paths.values())}) as our_stages:
+        our_outputs = calls[1]()
+    table.add_all(name, their_stages | their_outputs, our_stages | our_outputs)
+    return their_outputs
+
+
+def _streams(output: object) -> dict[str, Tensor]:
+    """What one of our modules gives: a tensor, or the two streams of a joint block."""
+    if isinstance(output, Tensor):
+        return {"": output}
+    return {
+        name: tensor for name, tensor in zip((".x", ".context"), output, strict=True) if tensor is not None
+    }
+
+
+def check_text(table: Table, source: Source, prompts: list[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Token ids, each encoder's layers, and the assembled encoding; returns the reference's encoding."""
+    ours = weights.load_textenc(source.name, dtype=dtype, one_by_one=True)
+    tokens = ours.tokenize(prompts, policy="diffusers")
+    parts = {}
+    for name, suffix in zip(ENCODERS, ("", "_2", "_3"), strict=True):
+        tokenizer, model = theirs.tokenizer(source, name), theirs.load(source, name, dtype)
+        parts |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": model}
+        length = 256 if name == "t5" else 77
+        ids = tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        table.add_equal(f"{name} token ids", ids.input_ids, torch.tensor([one.ids for one in tokens[name]]))
+        check_encoder(table, source, name, model, ids.input_ids, dtype)
+    pipe = StableDiffusion3Pipeline(transformer=None, vae=None, scheduler=theirs.scheduler(source), **parts)
+    context, _, pooled, _ = pipe.encode_prompt(
+        prompts, None, None, device="cpu", do_classifier_free_guidance=False, max_sequence_length=256
+    )
+    encoding = ours.encode(prompts, policy="diffusers")
+    table.add("context", context, encoding.context)
+    table.add("pooled", pooled, encoding.pooled)
+    return context, pooled
+
+
+def check_encoder(
+    table: Table, source: Source, name: str, model: nn.Module, ids: Tensor, dtype: torch.dtype
+) -> None:
+    """Every layer of one text encoder over the same ids."""
+    if name == "t5":
+        ours = weights.load_t5(source.name, dtype=dtype)
+        taps = {"shared": ("encoder.embed_tokens", whole)}
+        taps |= {f"encoder.block.{i}": (f"encoder.block.{i}", whole) for i in range(ours.config.depth)}
+        calls = (lambda: {"last": model(ids).last_hidden_state}, lambda: {"last": ours(ids)})
+    else:
+        ours = weights.load_clip(source.name, dtype=dtype, part=name)
+        paths = ["text_model.embeddings"]
+        paths += [f"text_model.encoder.layers.{i}" for i in range(ours.config.depth)]
+        taps = {path: (path, whole) for path in paths}
+        calls = (lambda: _clip_outputs(model(ids, output_hidden_states=True)), lambda: ours(ids)._asdict())
+    run_both(table, name, (model, ours), taps, calls)
+
+
+def _clip_outputs(output) -> dict[str, Tensor]:
+    names = {"last": output.last_hidden_state, "pooled": output.text_embeds}
+    return {"penultimate": output.hidden_states[-2]} | names
+
+
+def check_transformer(
+    table: Table,
+    source: Source,
+    context: Tensor,
+    pooled: Tensor,
+    args: argparse.Namespace,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Noise levels, every block at the first of them, each state of a trajectory; returns the latents."""
+    model, ours = theirs.load(source, "mmdit", dtype), weights.load_mmdit(source.name, dtype=dtype)
+    pipe = StableDiffusion3Pipeline(
+        transformer=model, vae=None, scheduler=theirs.scheduler(source),
+        **{f"{kind}{suffix}": None for kind in ("tokenizer", "text_encoder") for suffix in ("", "_2", "_3")},
+    )  # fmt: skip
+    sigmas = flow.sigmas(args.steps, float(pipe.scheduler.config.shift), preset="diffusers")
+    pipe.scheduler.set_timesteps(args.steps)
+    table.add_equal("sigmas", pipe.scheduler.sigmas, sigmas)
+
+    generator = torch.Generator().manual_seed(args.seed)
+    noise = torch.randn(1, 16, args.height // 8, args.width // 8, generator=generator)
+    both, sigma = noise.repeat(2, 1, 1, 1), sigmas[:1].expand(2)
+    calls = (
+        lambda: {"velocity": model(both.to(dtype), context, pooled, 1000 * sigma, return_dict=False)[0]},
+        lambda: {"velocity": ours(both.to(dtype), sigma, context, pooled)},
+    )
+    run_both(table, "mmdit", (model, ours), transformer_taps(ours.config.depth), calls)
+
+    states = []
+    pipe.set_progress_bar_config(disable=True)
+    pipe(
+        prompt_embeds=context[:1], pooled_prompt_embeds=pooled[:1],
+        negative_prompt_embeds=context[1:], negative_pooled_prompt_embeds=pooled[1:],
+        num_inference_steps=args.steps, guidance_scale=args.guidance_scale,
+        height=args.height, width=args.width, latents=noise.to(dtype), output_type="latent",
+        callback_on_step_end=lambda pipe, i, t, state: states.append(state["latents"].clone()) or state,
+    )  # fmt: skip
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        cond, uncond = ours(x.repeat(2, 1, 1, 1), sigma.repeat(2), context, pooled).chunk(2)
+        return flow.guide(cond, uncond, args.guidance_scale)
+
+    floor = 1e-5 / table.limit / LOOSER  # the reference keeps its state in float32 at best
+    for step in flow.euler(velocity, noise, sigmas):
+        table.add(f"state {step.number + 1}", states[step.number], step.x, max(LOOSER, LOOSER * floor))
+    return states[-1]
+
+
+def check_vae(table: Table, source: Source, latents: Tensor, dtype: torch.dtype) -> None:
+    """Both halves of the autoencoder and the eight-bit picture."""
+    model, ours = theirs.load(source, "vae", dtype), weights.load_vae(source.name, dtype=dtype)
+    latents = latents.to(dtype)
+    shift, scale = model.config.shift_factor, model.config.scaling_factor
+    taps, half = vae_taps(len(ours.config.channels)), ("decoder", "encoder")
+    decoder, encoder = ({path: tap for path, tap in taps.items() if path.startswith(side)} for side in half)
+    calls = (
+        lambda: {"image": model.decode(latents / scale + shift, return_dict=False)[0]},
+        lambda: {"image": ours.decode(latents)},
+    )
+    image = run_both(table, "vae", (model, ours), decoder, calls)["image"]
+    pixels = to_uint8(ours.decode(latents).float(), "diffusers").int()
+    difference = (pixels - ((image.float() / 2 + 0.5).clamp(0, 1) * 255).round().int()).abs()
+    share, most = float((difference > 0).float().mean()), int(difference.max())
+    print(f"{'pixels':52} {share:.2%} differ, by at most {most}")
+    if most > 255 * table.limit + 1:
+        table.departed.append("pixels")
+    calls = (
+        lambda: {"mean": model.encode(image).latent_dist.mean},
+        lambda: {"mean": ours.moments(image)[0]},
+    )
+    run_both(table, "vae", (model, ours), encoder, calls)
+
+
+def encodings(
+    table: Table, source: Source, prompts: list[str], dtype: torch.dtype, seed: int
+) -> tuple[Tensor, Tensor]:
+    """What the transformer reads: the prompts' encoding, or noise where the source has no encoders."""
+    lacking = [name for name in ENCODERS if name not in source.components or name not in source.tokenizers]
+    if not lacking:
+        return check_text(table, source, prompts, dtype)
+    print(f"(text left out: {', '.join(lacking)} or its tokenizer is not in this source; context is random)")
+    config = weights.build_mmdit(source.component("mmdit").shapes()).config
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.randn(2, 77 + 256, config.context_dim, generator=generator)
+    return context.to(dtype), torch.randn(2, config.pooled_dim, generator=generator).to(dtype)
+
+
+def arguments(argv: Iterable[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", nargs="?", help="a file, a folder, or owner/name on the Hub")
+    parser.add_argument("--random", action="store_true", help="make a small random model and compare that")
+    parser.add_argument("--prompt", default="a small red circle on the left of the blue square")
+    parser.add_argument("--dtype", choices=["float64", "float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--guidance-scale", type=float, default=4.5)
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if (args.source is None) != args.random:
+        parser.error("name a source, or give --random")
+    return args
+
+
+@torch.no_grad()
+def main(argv: Iterable[str] | None = None) -> int:
+    """Compare, and return 0 if no stage departs."""
+    args = arguments(argv)
+    for package in (diffusers, transformers):
+        package.logging.set_verbosity_error()
+    dtype = getattr(torch, args.dtype)
+    source = weights.resolve(str(theirs.random_folder()) if args.random else args.source)
+    versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (diffusers, transformers))
+    print(f"{source.name}, {args.dtype}; {versions}")
+    table = Table(LIMITS[dtype])
+    # In float64 the references' norms still take their statistics in float32; that is lifted here.
+    with float64_statistics() if dtype == torch.float64 else nullcontext():
+        context, pooled = encodings(table, source, [args.prompt, ""], dtype, args.seed)
+        latents = check_transformer(table, source, context, pooled, args, dtype)
+        check_vae(table, source, latents, dtype)
+    if table.departed:
+        print(f"\nfirst departure: {table.departed[0]} ({len(table.departed)} stages above {table.limit:g})")
+        return 1
+    print(f"\nno stage departs by more than {table.limit:g} of its largest magnitude")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
