@@ -1,0 +1,205 @@
+"""What README.md and docs/ show is run: Python blocks and `sd35` lines, in order, in an empty folder.
+
+Left out are blocks and lines that need the network or weights that are not here: those that name a Hub
+repository, pip, git, or a model other than the embedded one.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELLS = ("bash", "sh", "console", "shell")
+
+HUB = re.compile(r"\bstabilityai/|\bowner/|\bhf download\b|huggingface-cli")
+NETWORK = re.compile(r"\b(pip|git|curl|wget)\b")
+OTHER_MODEL = re.compile(r"load(?:_\w+)?\(\s*[\"'](?!tiny[\"'])")
+TOO_LONG = ("train", "bench")
+"""Commands of sd35 that take longer than a test may."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One thing to run, and where it stands."""
+
+    language: str  # "python" or "bash"
+    source: str
+    line: int  # of the first line of `source`, counted from 1
+
+
+def blocks_of(text: str) -> list[Piece]:
+    """The fenced blocks of a Markdown text."""
+    blocks, start, language = [], 0, None
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        fence = re.match(r"\s*```\s*(\w*)", line)
+        if fence and language is None:
+            start, language = number + 1, fence[1]
+        elif fence and language is not None:
+            blocks.append(Piece(language, "\n".join(lines[start - 1 : number - 1]), start))
+            language = None
+    return blocks
+
+
+def commands_of(block: Piece) -> list[Piece]:
+    """The commands of a shell block: one a line, with those that a backslash continues."""
+    commands, pending, start = [], "", block.line
+    for number, line in enumerate(block.source.splitlines(), start=block.line):
+        start = start if pending else number
+        pending += line.removesuffix("\\")
+        if not line.endswith("\\"):
+            commands.append(Piece("bash", pending.strip().removeprefix("$ "), start))
+            pending = ""
+    return [command for command in commands if command.source and not command.source.startswith("#")]
+
+
+def runs_here(piece: Piece) -> bool:
+    """Whether a piece needs nothing but this project."""
+    if HUB.search(piece.source):
+        return False
+    if piece.language == "python":
+        return not OTHER_MODEL.search(piece.source)
+    words = shlex.split(piece.source, comments=True)
+    if words[0] != "sd35" or NETWORK.search(piece.source) or (len(words) > 1 and words[1] in TOO_LONG):
+        return False
+    models = [after for word, after in pairwise(words) if word in ("-m", "--model")]
+    models += [word.removeprefix("--model=") for word in words if word.startswith("--model=")]
+    models += words[2:3] if words[1:2] in (["inspect"], ["verify"]) else []
+    return all(model == "tiny" or model.startswith("-") for model in models)
+
+
+def pieces_of(text: str) -> list[Piece]:
+    """What is run of a document, in its order."""
+    blocks = [block for block in blocks_of(text) if block.language in ("python", *SHELLS)]
+    pieces = [piece for b in blocks for piece in ([b] if b.language == "python" else commands_of(b))]
+    return [piece for piece in pieces if runs_here(piece)]
+
+
+DRIVER = """
+import json, subprocess, sys
+from PIL import Image
+
+Image.Image.show = lambda self, *args, **kwargs: None  # a test opens no window
+name, pieces = sys.argv[1], json.load(open("pieces.json"))
+namespace = {"__name__": "__main__"}
+for piece in pieces:
+    print(f"--- {name}:{piece['line']}", flush=True)
+    if piece["language"] == "python":
+        source = "\\n" * (piece["line"] - 1) + piece["source"]
+        exec(compile(source, name, "exec"), namespace)
+    elif code := subprocess.run(["bash", "-c", piece["source"]]).returncode:
+        sys.exit(f"{name}:{piece['line']}: exit status {code}: {piece['source']}")
+"""
+
+
+def run(pieces: list[Piece], name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run pieces in one process, so that a name one of them sets is there for the next."""
+    work, commands = folder / "work", folder / "bin"
+    for path in (work, commands):
+        path.mkdir()
+    (folder / "driver.py").write_text(DRIVER)
+    (work / "pieces.json").write_text(json.dumps([asdict(piece) for piece in pieces]))
+    (commands / "sd35").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sd35 "$@"\n')
+    (commands / "sd35").chmod(0o755)
+    environment = {
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "cache"),
+    }
+    return subprocess.run(
+        [sys.executable, str(folder / "driver.py"), name],
+        cwd=work,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_document_shows_works(document, tmp_path):
+    pieces = pieces_of(document.read_text(encoding="utf-8"))
+    if not pieces:
+        pytest.skip("shows nothing that runs without the network")
+    done = run(pieces, document.name, tmp_path)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def test_the_readme_shows_python_and_the_command_line():
+    languages = {piece.language for piece in pieces_of((ROOT / "README.md").read_text(encoding="utf-8"))}
+    assert languages == {"python", "bash"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_into_the_project_lead_somewhere(document):
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s#]+)|<img[^>]+src=\"([^\"]+)", text)
+    local = [one or other for one, other in targets if "://" not in (one or other)]
+    assert [target for target in local if not (document.parent / target).exists()] == []
+
+
+SAMPLE = """
+```python
+x = 1
+```
+Text, and a block that is not to be run:
+```
+x = nonsense
+```
+```bash
+pip install torch==2.13.0    # the network
+$ sd35 generate "a red circle" \\
+    --seed 1 -o red.png
+sd35 generate "a cat" -m stabilityai/stable-diffusion-3.5-medium
+sd35 inspect sd3.5_medium.safetensors
+sd35 inspect tiny
+sd35 train tiny
+# sd35 generate "in a comment"
+```
+```python
+pipe = sd35.load("sd3.5_medium.safetensors")
+```
+```python
+y = x + 1
+open("y.txt", "w").write(str(y))
+```
+"""
+
+
+def test_pieces_are_told_apart():
+    assert [(piece.line, piece.source.split("\n")[0]) for piece in pieces_of(SAMPLE)] == [
+        (3, "x = 1"),
+        (11, 'sd35 generate "a red circle"     --seed 1 -o red.png'),
+        (15, "sd35 inspect tiny"),
+        (23, "y = x + 1"),
+    ]
+
+
+def test_python_blocks_share_their_names(tmp_path):
+    done = run([piece for piece in pieces_of(SAMPLE) if piece.language == "python"], "sample", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "work" / "y.txt").read_text() == "2"
+
+
+@pytest.mark.parametrize(
+    ("language", "source", "message"),
+    [
+        ("python", "1 / 0", 'File "sample", line 7'),
+        ("bash", "sd35 no-such-command", "sample:7: exit status 2"),
+    ],
+)
+def test_a_failure_is_told_with_its_line(language, source, message, tmp_path):
+    done = run([Piece(language, source, 7)], "sample", tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
