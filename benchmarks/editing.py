@@ -1,0 +1,122 @@
+"""Whether an edit changes what was asked for and nothing else, read by the judge of the tests.
+
+    python benchmarks/editing.py
+
+The prompts say colour, kind and background of a shape, and leave its size and place to the noise. The edit
+asks for another colour. It is right when the judge finds one shape of that kind and the new colour on the
+same background, and the rest is in place when also the shape's centre has moved by less than 0.05 of the
+picture's side and its radius changed by less than a fifth. Only pictures that were right before are counted.
+The last line draws the edited prompt from another seed: what being in place is worth. Prints Markdown.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import sd35
+from sd35.device import as_device
+from sd35.train.captions import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = (("red", "blue"), ("blue", "yellow"), ("green", "pink"), ("orange", "purple"))
+BACKGROUNDS = ("white", "black")
+
+EDITS: dict[str, dict[str, Any]] = {
+    "inversion": {"method": "inversion"},
+    "inversion, strength 0.9": {"method": "inversion", "strength": 0.9},
+    "inversion, strength 0.8": {"method": "inversion", "strength": 0.8},
+    "FlowEdit": {"method": "flow_edit"},
+    "FlowEdit, strength 0.9": {"method": "flow_edit", "strength": 0.9},
+    "FlowEdit, strength 0.8": {"method": "flow_edit", "strength": 0.8},
+    "FlowEdit, strength 0.9, source guidance 2": {
+        "method": "flow_edit",
+        "strength": 0.9,
+        "source_guidance_scale": 2.0,
+    },
+    "RF-Inversion": {"method": "rf_inversion"},
+    "RF-Inversion, η 0.6": {"method": "rf_inversion", "control": sd35.Control(toward_data=0.6)},
+}
+
+
+@torch.no_grad()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw, edit, judge, print."""
+    args = arguments().parse_args(argv)
+    pipe, judge = sd35.load(args.model, as_device(args.device), torch.float32), load_judge()
+    wanted = [
+        tuple(f"a {colour} {kind} on a {background} background" for colour in colours)
+        for kind in KINDS
+        for background in BACKGROUNDS
+        for colours in COLOURS
+    ][: args.prompts]
+    sources, targets = ([pair[which] for pair in wanted] for which in (0, 1))
+    drawn = pipe.generate(sources, seed=0, steps=args.steps, batch_size=args.batch_size)
+    readings = [judge.read(np.asarray(image)) for image in drawn.images]
+    before = {
+        index: reading.shapes[0]
+        for index, reading in enumerate(readings)
+        if judge.agrees(reading, parse(sources[index]))
+    }
+    print(f"{len(sources)} pictures, {len(before)} of them right before the edit.\n")
+    print("| edit | colour changed | and the rest in place |\n|---|---|---|")
+    for name, options in EDITS.items():
+        show(name, pipe.edit(drawn.state(), targets, **options).images, targets, before, judge)
+    other = pipe.generate(targets, seed=1000, steps=args.steps, batch_size=args.batch_size)
+    show("another seed", other.images, targets, before, judge)
+
+
+def show(
+    name: str,
+    images: Sequence[Image.Image],
+    targets: Sequence[str],
+    before: Mapping[int, Any],
+    judge: ModuleType,
+) -> None:
+    """Print one line of the table: `before` has the shapes of those pictures that were right."""
+    after = {index: judge.read(np.asarray(images[index])) for index in before}
+    changed = [index for index, reading in after.items() if judge.agrees(reading, parse(targets[index]))]
+    in_place = sum(stands_as(after[index].shapes[0], before[index]) for index in changed)
+    print(f"| {name} | {len(changed)} of {len(before)} | {in_place} of {len(before)} |", flush=True)
+
+
+def stands_as(after: Any, before: Any) -> bool:
+    """Whether a shape has the place and the size of another."""
+    moved = np.hypot(after.x - before.x, after.y - before.y)
+    return bool(moved < 0.05 and abs(after.radius / before.radius - 1) < 0.2)
+
+
+def load_judge() -> ModuleType:
+    """The judge, from where the tests have it."""
+    spec = importlib.util.spec_from_file_location("judge", ROOT / "tests" / "judge.py")
+    assert spec is not None
+    assert spec.loader is not None
+    judge = importlib.util.module_from_spec(spec)
+    sys.modules["judge"] = judge
+    spec.loader.exec_module(judge)
+    return judge
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--batch-size", type=int, default=16)
+    return parser
+
+
+if __name__ == "__main__":
+    main()
