@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from .generation import Generation
     from .guided import GuidedVelocity
     from .invert import Inverted
+    from .loading import load
     from .metadata import read_settings
     from .noise import draw_noise
-    from .pipeline import Pipeline, load
+    from .pipeline import Pipeline
     from .result import Result
     from .settings import Settings
     from .state import State
@@ -60,7 +61,7 @@ _HOMES = {
     "capture": ".taps",
     "draw_noise": ".noise",
     "edit": ".taps",
-    "load": ".pipeline",
+    "load": ".loading",
     "read_settings": ".metadata",
 }
 

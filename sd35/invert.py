@@ -120,7 +120,8 @@ def opened(
         raise SettingsError("which prompt was the picture drawn from? Only a saved state knows by itself")
     count = 1 if isinstance(data, Image.Image) else len(data)
     given.setdefault("images_per_prompt", count if len(given["prompts"]) == 1 else 1)
-    return data, Settings(**({"seed": None} | given)), companion, None
+    given.setdefault("seed", None)
+    return data, Settings(**given), companion, None
 
 
 def differences(saved: Settings, settings: Settings) -> tuple[str, ...]:

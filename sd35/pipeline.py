@@ -7,103 +7,32 @@ SD3 paper (Esser et al. 2024, arXiv:2403.03206), figure 2:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from flow import SOLVERS, Companion
-from mmdit import MMDiT
-from textenc import Encoding, TextEncoder
 from textenc.prompt import PromptLike, as_prompts
-from vae import VAE
-from vae.image import to_tensor
-from weights import load_mmdit, load_textenc, load_vae, resolve
 
-from .device import as_device
 from .editing import Control, Edited, EditMethod, aimed, edit
-from .errors import SettingsError, check_finite
+from .errors import SettingsError
 from .generation import Generation
-from .guided import GuidedVelocity
 from .invert import Inverted, invert, opened
+from .model import Model
+from .report import Recorder
 from .result import Result
 from .settings import Missing, Preset, Settings
-from .size import Size, check_size, native_size
+from .size import check_size
 from .state import State
 
 
-def load(
-    source: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    *,
-    text: bool | str | Path = True,
-    t5: bool | str | Path = True,
-    vae: str | Path | None = None,
-    one_by_one: bool = False,
-) -> "Pipeline":
-    """Load a model: transformer, autoencoder, text encoders and their tokenizers.
-
-    Args:
-        source: "tiny", a .safetensors file, a folder in the official or the diffusers layout, or
-            "owner/name[/file][@revision]" on the Hugging Face Hub.
-        device: where everything runs; "auto" is the fastest there is.
-        dtype: what everything is computed in. None means float32 on a CPU, which has no fast arithmetic in
-            less and gains accuracy, and the files' own dtype elsewhere, which is what the models are run in.
-        text: False leaves the text encoders out, for prompts that are encoded already; another source takes
-            them and their tokenizers from there.
-        t5: False leaves T5 out, which is 9.8 GB in the released models and of use for long prompts and for
-            writing; another source takes it from there.
-        vae: another source for the autoencoder.
-        one_by_one: load each text encoder when prompts are encoded and free it before the next, so that only
-            one is in memory at a time.
-
-    Raises:
-        SettingsError: there is no such device.
-        CheckpointError: its subclasses tell a bad source, a missing part, a damaged file, and what the Hub
-            refused. What headers can tell is told before weights are read.
-    """
-    device = as_device(device)
-    dtype = torch.float32 if dtype is None and device.type == "cpu" else dtype
-    found = resolve(source, ["mmdit"] if vae is not None else ["mmdit", "vae"])
-    transformer = found.component("mmdit")
-    if vae is None:
-        found.component("vae")
-    encoders = None
-    if text is not False:
-        encoders = load_textenc(source if text is True else text, device, dtype, t5=t5, one_by_one=one_by_one)
-    autoencoder = load_vae(source if vae is None else vae, device, dtype)
-    mmdit = load_mmdit(source, device, dtype)
-    return Pipeline(mmdit, autoencoder, encoders, model=str(source), size=native_size(transformer))
-
-
-@dataclass
-class Pipeline:
-    """A model that draws pictures. `load` makes one; its parts may be replaced by others that fit."""
-
-    mmdit: MMDiT
-    vae: VAE
-    text: TextEncoder | None
-    """None where prompts come encoded."""
-    model: str
-    """The name of the source, for the settings of pictures."""
-    size: Size
-    """Width and height of a picture where none are asked for: what the model was trained at."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer is; the other parts are expected there too."""
-        return self.mmdit.pos_embed.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the transformer computes in. States, guidance and noise are float32 always."""
-        return self.mmdit.context_embedder.weight.dtype
+class Pipeline(Model):
+    """A model that draws pictures, inverts them and edits them. `sd35.load` makes one."""
 
     def generate(
         self,
@@ -125,6 +54,7 @@ class Pipeline:
         batch_size: int = 1,
         noise: Tensor | None = None,
         progress: bool = False,
+        record: bool = False,
     ) -> Result:
         """Draw pictures.
 
@@ -147,6 +77,7 @@ class Pipeline:
                 that image alone to the last bit; with more, to rounding, and an accelerator is used better.
             noise: (B, 16, height / 8, width / 8) to start from, one for each image.
             progress: show a bar on stderr.
+            record: note down every step for `Result.report`, which decodes each: the pictures are the same.
 
         Raises:
             ValueError: a setting that cannot be worked with, before work starts: SettingsError, or what
@@ -172,14 +103,23 @@ class Pipeline:
             missing=missing,
             batch_size=batch_size,
         )
-        return self.run(settings, noise=noise, progress=progress)
+        return self.run(settings, noise=noise, progress=progress, record=record)
 
-    def run(self, settings: Settings, *, noise: Tensor | None = None, progress: bool = False) -> Result:
+    def run(
+        self,
+        settings: Settings,
+        *,
+        noise: Tensor | None = None,
+        progress: bool = False,
+        record: bool = False,
+    ) -> Result:
         """Draw pictures by their settings, those of an earlier one for instance; see `generate`."""
         generation = self.steps(settings, noise=noise)
-        for _ in tqdm(generation, unit="step", disable=not progress):
+        recorder = Recorder(self, generation) if record else None
+        for _ in tqdm(generation if recorder is None else recorder, unit="step", disable=not progress):
             pass
-        return generation.result()
+        result = generation.result()
+        return result if recorder is None else replace(result, recording=recorder.recording)
 
     def steps(self, settings: Settings, *, noise: Tensor | None = None) -> Generation:
         """Prepare a generation that the caller steps through; see `Generation` and `generate`."""
@@ -208,79 +148,6 @@ class Pipeline:
             "t5": "yes" if self.text is not None and self.text.t5 is not None else "no",
         }
         return replace(settings, width=width, height=height, model=self.model, made_with=made_with)
-
-    def velocity(
-        self,
-        prompt: PromptLike | Sequence[PromptLike] | Encoding,
-        negative: PromptLike | Encoding = "",
-        guidance_scale: float = 4.5,
-        *,
-        policy: str = "reference",
-        missing: Missing = "zeros",
-        batch_size: int = 1,
-        **guidance: Any,
-    ) -> GuidedVelocity:
-        """Join the transformer with a prompt, as the velocity that solvers and inverses of `flow` follow.
-
-        Args:
-            prompt: one for any number of samples, or one for each; or what `encode_prompt` gave.
-            negative: what to move away from; or what `encode_prompt` gave.
-            guidance_scale: 1 is no guidance, at half the cost.
-            policy: as in `generate`.
-            missing: as in `generate`.
-            batch_size: as in `generate`.
-            guidance: `combine`, `adjust` and `interval` of `flow.guided`.
-        """
-        if isinstance(prompt, Encoding):
-            cond = [prompt.select(index) for index in range(len(prompt))]
-        else:
-            cond = [self.encode_prompt(one, policy=policy, missing=missing) for one in as_prompts(prompt)]
-        if not isinstance(negative, Encoding):
-            negative = self.encode_prompt(negative, policy=policy, missing=missing)
-        return GuidedVelocity(self.mmdit, cond, negative, guidance_scale, batch_size=batch_size, **guidance)
-
-    def encode_prompt(
-        self,
-        prompt: PromptLike | Sequence[PromptLike],
-        *,
-        policy: str = "reference",
-        missing: Missing = "zeros",
-    ) -> Encoding:
-        """Encode prompts to what the transformer reads; see `TextEncoder.encode`.
-
-        Raises:
-            SettingsError: this pipeline has no text encoders.
-            NonFiniteError: an encoder gave NaN or infinity.
-        """
-        if self.text is None:
-            raise SettingsError(
-                "this pipeline has no text encoders: give encoded prompts, or load it with them"
-            )
-        encoding = self.text.encode(prompt, policy=policy, missing=missing)
-        for tensor in (encoding.context, encoding.pooled):
-            check_finite(tensor, "text encoders", tensor.dtype)
-        return encoding.to(self.device)
-
-    def encode(self, image: Tensor | Image.Image) -> Tensor:
-        """Latents of an image (B, 3, H, W) in [-1, 1], or of a picture: the mean, (B, 16, H/8, W/8), float32.
-
-        Raises:
-            ValueError: H or W is no multiple of 8, or the shape is another.
-            NonFiniteError: the autoencoder gave NaN or infinity.
-        """
-        image = to_tensor(image) if isinstance(image, Image.Image) else image
-        latents = torch.cat([self.vae.encode(one) for one in image.to(self.device).float().split(1)])
-        return check_finite(latents, "autoencoder (encoding)", _dtype_of(self.vae))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Image of latents (B, 16, h, w), one at a time: (B, 3, 8h, 8w), nominally in [-1, 1], float32.
-
-        Raises:
-            ValueError: the shape is another.
-            NonFiniteError: the autoencoder gave NaN or infinity.
-        """
-        image = torch.cat([self.vae.decode(one) for one in latents.to(self.device).float().split(1)])
-        return check_finite(image, "autoencoder (decoding)", _dtype_of(self.vae))
 
     def invert(
         self,
@@ -391,33 +258,6 @@ class Pipeline:
             progress=progress,
         )
 
-    def latents_shape(self, width: int | None, height: int | None) -> tuple[int, int, int]:
-        """The shape (16, h, w) of the latents of one picture; None is the model's own size."""
-        factor = self.vae.config.factor
-        width, height = width or self.size.width, height or self.size.height
-        return self.mmdit.config.channels, height // factor, width // factor
-
-    def encode_each(self, settings: Settings) -> list[Encoding]:
-        """Encode the prompt of each image, and then the negative one.
-
-        Each is encoded by itself, since T5's padding and the rounding of matrix products would make it depend
-        on its neighbours; all in one call where encoders are loaded for each, which would take too long.
-        """
-        prompts = [*settings.prompts, settings.negative]
-        policy, missing = settings.policy, settings.missing
-        if self.text is not None and self._loads_encoders():
-            together = self.encode_prompt(prompts, policy=policy, missing=missing)
-            each = [together.select(index) for index in range(len(prompts))]
-        else:
-            unique = {one: self.encode_prompt(one, policy=policy, missing=missing) for one in set(prompts)}
-            each = [unique[one] for one in prompts]
-        *cond, uncond = each
-        return [one for one in cond for _ in range(settings.images_per_prompt)] + [uncond]
-
-    def _loads_encoders(self) -> bool:
-        encoders = (self.text.clip_l, self.text.clip_g, self.text.t5) if self.text is not None else ()
-        return any(one is not None and not isinstance(one, nn.Module) for one in encoders)
-
     def _check_noise(self, noise: Tensor, settings: Settings) -> None:
         expected = (settings.images, *self.latents_shape(settings.width, settings.height))
         if tuple(noise.shape) != expected or not noise.is_floating_point():
@@ -432,7 +272,3 @@ def release() -> str:
         return version("sd35")
     except PackageNotFoundError:
         return "source"
-
-
-def _dtype_of(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype

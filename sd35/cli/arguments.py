@@ -103,7 +103,7 @@ def load_pipeline(args: argparse.Namespace, **defaults: Any) -> "Pipeline":
         defaults: model, t5 and dtype where the user gave none.
     """
     from ..device import as_device, as_dtype
-    from ..pipeline import load
+    from ..loading import load
 
     t5 = defaults.get("t5", True) if args.t5 is None else args.t5
     return load(

@@ -1,0 +1,148 @@
+"""The parts of a model that draws pictures, each called by what it does, each checked for NaN."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mmdit import MMDiT
+from textenc import Encoding, TextEncoder
+from textenc.prompt import PromptLike, as_prompts
+from vae import VAE
+from vae.image import to_tensor
+
+from .errors import SettingsError, check_finite
+from .guided import GuidedVelocity
+from .settings import Missing, Settings
+from .size import Size
+
+
+@dataclass
+class Model:
+    """Transformer, autoencoder and text encoders of one model; each may be replaced by one that fits."""
+
+    mmdit: MMDiT
+    vae: VAE
+    text: TextEncoder | None
+    """None where prompts come encoded."""
+    model: str
+    """The name of the source, for the settings of pictures."""
+    size: Size
+    """Width and height of a picture where none are asked for: what the model was trained at."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is; the other parts are expected there too."""
+        return self.mmdit.pos_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in. States, guidance and noise are float32 always."""
+        return self.mmdit.context_embedder.weight.dtype
+
+    def velocity(
+        self,
+        prompt: PromptLike | Sequence[PromptLike] | Encoding,
+        negative: PromptLike | Encoding = "",
+        guidance_scale: float = 4.5,
+        *,
+        policy: str = "reference",
+        missing: Missing = "zeros",
+        batch_size: int = 1,
+        **guidance: Any,
+    ) -> GuidedVelocity:
+        """Join the transformer with a prompt, as the velocity that solvers and inverses of `flow` follow.
+
+        Args:
+            prompt: one for any number of samples, or one for each; or what `encode_prompt` gave.
+            negative: what to move away from; or what `encode_prompt` gave.
+            guidance_scale: 1 is no guidance, at half the cost.
+            policy: as in `generate`.
+            missing: as in `generate`.
+            batch_size: as in `generate`.
+            guidance: `combine`, `adjust` and `interval` of `flow.guided`.
+        """
+        if isinstance(prompt, Encoding):
+            cond = [prompt.select(index) for index in range(len(prompt))]
+        else:
+            cond = [self.encode_prompt(one, policy=policy, missing=missing) for one in as_prompts(prompt)]
+        if not isinstance(negative, Encoding):
+            negative = self.encode_prompt(negative, policy=policy, missing=missing)
+        return GuidedVelocity(self.mmdit, cond, negative, guidance_scale, batch_size=batch_size, **guidance)
+
+    def encode_prompt(
+        self,
+        prompt: PromptLike | Sequence[PromptLike],
+        *,
+        policy: str = "reference",
+        missing: Missing = "zeros",
+    ) -> Encoding:
+        """Encode prompts to what the transformer reads; see `TextEncoder.encode`.
+
+        Raises:
+            SettingsError: this pipeline has no text encoders.
+            NonFiniteError: an encoder gave NaN or infinity.
+        """
+        if self.text is None:
+            raise SettingsError(
+                "this pipeline has no text encoders: give encoded prompts, or load it with them"
+            )
+        encoding = self.text.encode(prompt, policy=policy, missing=missing)
+        for tensor in (encoding.context, encoding.pooled):
+            check_finite(tensor, "text encoders", tensor.dtype)
+        return encoding.to(self.device)
+
+    def encode(self, image: Tensor | Image.Image) -> Tensor:
+        """Latents of an image (B, 3, H, W) in [-1, 1], or of a picture: the mean, (B, 16, H/8, W/8), float32.
+
+        Raises:
+            ValueError: H or W is no multiple of 8, or the shape is another.
+            NonFiniteError: the autoencoder gave NaN or infinity.
+        """
+        image = to_tensor(image) if isinstance(image, Image.Image) else image
+        latents = torch.cat([self.vae.encode(one) for one in image.to(self.device).float().split(1)])
+        return check_finite(latents, "autoencoder (encoding)", _dtype_of(self.vae))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Image of latents (B, 16, h, w), one at a time: (B, 3, 8h, 8w), nominally in [-1, 1], float32.
+
+        Raises:
+            ValueError: the shape is another.
+            NonFiniteError: the autoencoder gave NaN or infinity.
+        """
+        image = torch.cat([self.vae.decode(one) for one in latents.to(self.device).float().split(1)])
+        return check_finite(image, "autoencoder (decoding)", _dtype_of(self.vae))
+
+    def latents_shape(self, width: int | None, height: int | None) -> tuple[int, int, int]:
+        """The shape (16, h, w) of the latents of one picture; None is the model's own size."""
+        factor = self.vae.config.factor
+        width, height = width or self.size.width, height or self.size.height
+        return self.mmdit.config.channels, height // factor, width // factor
+
+    def encode_each(self, settings: Settings) -> list[Encoding]:
+        """Encode the prompt of each image, and then the negative one.
+
+        Each is encoded by itself, since T5's padding and the rounding of matrix products would make it depend
+        on its neighbours; all in one call where encoders are loaded for each, which would take too long.
+        """
+        prompts = [*settings.prompts, settings.negative]
+        policy, missing = settings.policy, settings.missing
+        if self.text is not None and self._loads_encoders():
+            together = self.encode_prompt(prompts, policy=policy, missing=missing)
+            each = [together.select(index) for index in range(len(prompts))]
+        else:
+            unique = {one: self.encode_prompt(one, policy=policy, missing=missing) for one in set(prompts)}
+            each = [unique[one] for one in prompts]
+        *cond, uncond = each
+        return [one for one in cond for _ in range(settings.images_per_prompt)] + [uncond]
+
+    def _loads_encoders(self) -> bool:
+        encoders = (self.text.clip_l, self.text.clip_g, self.text.t5) if self.text is not None else ()
+        return any(one is not None and not isinstance(one, nn.Module) for one in encoders)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
