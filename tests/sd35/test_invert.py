@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import flow
-from sd35 import SettingsError
+from sd35 import SettingsError, State, load
 
 STEPS = 4
 FIELD = {"steps": STEPS, "guidance_scale": 2.0}
@@ -84,3 +84,36 @@ def test_the_noise_found_can_be_drawn_from_again(pipe, result, tmp_path) -> None
     path = inverted.state().save(tmp_path / "noise.safetensors")
     again = pipe.generate("a red circle", noise=type(inverted.state()).load(path).noise, **FIELD)
     assert flow.closeness(again.image, result.image, 2.0).total_psnr > 60
+
+
+def test_a_saved_state_needs_nothing_else(pipe, tmp_path) -> None:
+    made = pipe.generate(["a", "b"], seed=4, solver="bitexact", negative="c", **FIELD)
+    state = State.load(made.state().save(tmp_path / "state.safetensors"))
+    inverted = pipe.invert(state)
+    assert torch.equal(inverted.noise, made.noise)
+    assert inverted.notes == ()
+
+
+def test_settings_that_differ_from_the_saved_ones_are_told(pipe, result) -> None:
+    own, other = pipe.invert(result.state()), pipe.invert(result.state(), "a blue star", guidance_scale=3.0)
+    assert own.notes == ()
+    assert [note.split(":")[0] for note in other.notes] == ["prompts", "guidance scale"]
+    assert "That is another flow" in other.notes[0]
+    assert other.losses["noise"].total_psnr < own.losses["noise"].total_psnr - 10
+    with pytest.raises(flow.FlowError, match="belongs to another generation"):
+        pipe.invert(pipe.generate("a", solver="reversible_heun", **FIELD).state(), "b")
+
+
+def test_something_must_tell_the_prompt_and_the_latents(pipe, result) -> None:
+    with pytest.raises(SettingsError, match="which prompt was the picture drawn from"):
+        pipe.invert(result.latents)
+    with pytest.raises(SettingsError, match="noise and no latents"):
+        pipe.invert(State(result.settings, noise=result.noise))
+
+
+def test_undoing_in_half_precision_needs_no_warning(model_folder) -> None:
+    half = load(model_folder, dtype=torch.bfloat16)
+    made = half.generate("a", solver="bitexact", **FIELD)
+    inverted = half.invert(made.state())
+    assert torch.equal(inverted.noise, made.noise)
+    assert inverted.notes == ()
