@@ -13,6 +13,7 @@ from vae.image import save_png16, to_pil
 from .errors import SettingsError
 from .files import check_output, written
 from .metadata import png_info
+from .report import Recording, as_page
 from .settings import Settings
 from .state import State
 
@@ -33,6 +34,8 @@ class Result:
     """What a user should know of how the prompts were read: what was cut, above all."""
     companion: Companion | None = None
     """What a reversible solver leaves beside the latents, and what undoing the generation needs."""
+    recording: Recording | None = None
+    """What was noted down of every step, where `generate` was told to record."""
 
     @cached_property
     def images(self) -> list[Image.Image]:
@@ -70,6 +73,31 @@ class Result:
     def state(self) -> State:
         """The latents, with the companion of a reversible solver, as a state that can be saved."""
         return State(self.settings, latents=self.latents, companion=self.companion)
+
+    def report(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a page that shows the generation from inside: one HTML file, to be opened in a browser.
+
+            pipe.generate("a red circle", record=True).report("circle.html")
+
+        Args:
+            path: of the page.
+            overwrite: replace a file that exists.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            SettingsError: nothing was recorded, or the name does not end in .html.
+            OSError: the path cannot be written; FileExistsError where it exists.
+        """
+        if self.recording is None:
+            raise SettingsError("nothing was recorded of this: pass record=True to generate or run")
+        path = Path(path)
+        check_output([path], suffix=".html", overwrite=overwrite)
+        page = as_page(self.recording, self.images, self.settings, self.notes)
+        with written(path, overwrite=overwrite) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        return path
 
 
 def check_pictures(path: str | Path, count: int, *, overwrite: bool, bits: int) -> list[Path]:

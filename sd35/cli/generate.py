@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also write the latents as safetensors, with what a reversible solver needs to return from them",
     )
+    output.add_argument(
+        "--report",
+        type=Path,
+        metavar="HTML",
+        help="also write a page that shows the generation from inside: steps, attention, tokens, ...",
+    )
     output.add_argument("--bits", type=int, default=8, help="8 (the default) or 16 bits a channel")
     add_sampling(parser)
     add_model(parser)
@@ -61,18 +67,22 @@ def run(args: argparse.Namespace) -> int:
     check_pictures(path, settings.images, overwrite=args.overwrite, bits=args.bits)
     if args.save_latents is not None:
         check_output([args.save_latents], suffix=".safetensors", overwrite=args.overwrite)
+    if args.report is not None:
+        check_output([args.report], suffix=".html", overwrite=args.overwrite)
 
     made_with = settings.made_with
     pipe = load_pipeline(
         args, model=settings.model, t5=made_with.get("t5") != "no", dtype=made_with.get("dtype")
     )
-    result = pipe.run(settings, progress=sys.stderr.isatty())
+    result = pipe.run(settings, progress=sys.stderr.isatty(), record=args.report is not None)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     for saved in result.save(path, overwrite=args.overwrite, metadata=not args.no_metadata, bits=args.bits):
         print(saved)
     if args.save_latents is not None:
         print(result.state().save(args.save_latents, overwrite=args.overwrite))
+    if args.report is not None:
+        print(result.report(args.report, overwrite=args.overwrite))
     return 0
 
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--model",
         metavar="SOURCE",
-        help="also check this model: tiny, a .safetensors file, a folder, or owner/name[@revision] on the Hub",
+        help="also check this model: tiny, a .safetensors file, a folder, or owner/name[@revision]",
     )
 
 

@@ -2,7 +2,7 @@
 
 Errors are relative to the largest magnitude of the expected tensor. A bound in low precision is a multiple of
 u, the largest relative error of one rounding; in float32 and float64 it is a multiple of what the order of
-sums alone makes of correct implementations. The largest errors measured on a CPU, over the stages of a family:
+sums alone makes of correct implementations. The largest errors measured on a CPU, of all stages of a family:
 
     family        float64   bound    float32   bound    bfloat16   float16   bound
     text          3.6e-16   1e-12    5.0e-7    3e-6     1.6 u      1.4 u     3 u
@@ -71,6 +71,5 @@ def precision_of(name: str, device: torch.device) -> Precision:
         raise SettingsError(f"dtype must be one of {', '.join(DTYPES)}; got {name!r}")
     if name == "float64" and device.type == "mps":
         raise SettingsError("an mps device computes nothing in float64: use float32, or --device cpu")
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    rounds = device.type == "cuda" and name == "float32" and (torch.backends.cudnn.allow_tf32 or matmul)
-    return Precision(DTYPES[name], rounds)
+    allowed = bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    return Precision(DTYPES[name], tf32=allowed and device.type == "cuda" and name == "float32")

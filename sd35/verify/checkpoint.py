@@ -14,6 +14,9 @@ from weights.fit import compare
 from weights.load import build_component, position_difference
 from weights.values import check_finite
 
+Look = Callable[[Component], tuple[bool | None, str]]
+"""A check of one part: the verdict, and what was found, in words."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -44,7 +47,7 @@ def check_checkpoint(source: str | Path) -> Iterator[Finding]:
     if not found.components:
         yield Finding("source", "parts", f"{found.name} holds no part of a model", passed=False, seconds=0.0)
     for part, component in found.components.items():
-        checks = {"keys and shapes": _fit, "finite values": _values}
+        checks: dict[str, Look] = {"keys and shapes": _fit, "finite values": _values}
         if part == "mmdit":
             checks["position table"] = _positions
         for name, check in checks.items():
@@ -55,9 +58,7 @@ def check_checkpoint(source: str | Path) -> Iterator[Finding]:
                 break  # what does not fit is not compared further
 
 
-def _attempt(
-    check: Callable[[Component], tuple[bool | None, str]], component: Component
-) -> tuple[bool | None, str]:
+def _attempt(check: Look, component: Component) -> tuple[bool | None, str]:
     """A check's verdict; where the checkpoint cannot even be looked at, what was in the way."""
     try:
         return check(component)

@@ -41,7 +41,7 @@ class Reference:
 
 
 def load_reference(path: Path = STORED) -> dict[str, Reference]:
-    """Read every stored model: "mmdit_qknorm_dual", "vae", "clip_l", "clip_g", "t5", "trajectory", "schedules"."""
+    """Read everything that is stored, by the model, or the file of tests/parity, that it is of."""
     with safe_open(path, "pt") as file:
         configs = json.loads(file.metadata()["config"])
         named: dict[str, dict[str, Tensor]] = {model: {} for model in configs}

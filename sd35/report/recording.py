@@ -1,0 +1,158 @@
+"""Noting down a generation while it runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import flow
+from textenc import Encoding
+from vae.image import to_pil
+
+from ..attention import AttentionMaps, attention_maps
+from ..taps.moment import Selection
+from ..taps.parts import Tap, find_taps
+from ..taps.watch import check_watchable, watching
+
+if TYPE_CHECKING:
+    from ..generation import Generation
+    from ..pipeline import Pipeline
+
+Stream = Literal["x", "context"]
+
+THUMBNAIL = 192  # pixels along the longer side of a decoded preview
+
+
+class BlockStatistics(NamedTuple):
+    """The tokens of one stream after one block, for one image at one step, with the prompt."""
+
+    rms: float  # root of the mean square, over tokens and channels
+    largest: float  # the largest magnitude
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is kept of one step of the solver. Lists have an entry for each image."""
+
+    number: int
+    sigma: float  # where it began
+    denoised: Tensor  # (B, 16, h, w), float16 on the CPU: the data that the step heads for
+    previews: list[Image.Image]  # `denoised`, decoded, `THUMBNAIL` pixels at most
+    velocities: dict[str, list[float]]
+    """Root mean squares: "cond" and "uncond" of the branches, "guidance" of their difference, and "guided" of
+    what the solver followed. Without guidance, "cond" and "guided" alone."""
+
+
+@dataclass
+class Recording:
+    """Everything that `Recorder` notes down; the pictures and settings are the result's."""
+
+    sigmas: Tensor  # (steps + 1,)
+    encodings: list[Encoding]  # of each image its prompt, and then the negative one
+    steps: list[StepRecord] = field(default_factory=list)
+    blocks: dict[tuple[int, Stream, int, int], BlockStatistics] = field(default_factory=dict)
+    """By block, stream, step and image."""
+    attention: AttentionMaps | None = None  # from image to text, with the prompt; None where not recorded
+
+
+class Recorder:
+    """A generation that is watched: iterating takes the same steps and fills `recording`.
+
+    The pictures are those of the unwatched generation, to the last bit. Every step is decoded, which takes
+    the time of one picture each.
+    """
+
+    def __init__(self, pipe: "Pipeline", generation: "Generation", *, attention: bool = True) -> None:
+        """Prepare to watch.
+
+        Args:
+            pipe: what the generation runs in.
+            generation: what is watched.
+            attention: also add up the attention from image to text, for the heat maps of words.
+
+        Raises:
+            TapError: the transformer is compiled.
+        """
+        check_watchable(pipe.mmdit)
+        self._pipe, self._generation, self._with_attention = pipe, generation, attention
+        self._velocities: dict[tuple[int, str | None], Tensor] = {}
+        self.recording = Recording(generation.sigmas, generation.encodings)
+
+    def __len__(self) -> int:
+        """How many steps there are."""
+        return len(self._generation)
+
+    def __iter__(self) -> Iterator[flow.Step]:
+        """Take the generation's steps."""
+        self.recording = Recording(self._generation.sigmas, self._generation.encodings)
+        if not self._with_attention:
+            yield from self._steps()
+            return
+        with attention_maps(self._pipe.mmdit, ("image-text",)) as maps:
+            yield from self._steps()
+        self.recording.attention = maps
+
+    def _steps(self) -> Iterator[flow.Step]:
+        taps = find_taps(self._pipe.mmdit)
+        depth = self._pipe.mmdit.config.depth
+        names = [f"joint_blocks.{block}.{stream}" for block in range(depth) for stream in ("x", "context")]
+        chosen = [taps[name] for name in (*names, "output") if name in taps]  # the last block has no context
+        steps = iter(self._generation)
+        while True:
+            self._velocities.clear()
+            with watching(chosen, self._visit):  # only while the model runs, not while the caller does
+                step = next(steps, None)
+            if step is None:
+                return
+            self.recording.steps.append(self._record(step))
+            yield step
+
+    def _visit(self, tap: Tap, tensor: Tensor) -> None:
+        """Note the first evaluation of each step: solvers of higher order make several."""
+        for moment in Selection(None, None).moments():
+            rows = moment.of(tensor).detach().float()
+            samples = moment.samples or tuple(range(len(rows)))
+            if tap.name == "output":
+                for sample, row in zip(samples, rows, strict=True):
+                    self._velocities.setdefault((sample, moment.branch), row)
+            elif moment.branch != "uncond":
+                self._note_block(tap.name, moment.step or 0, samples, rows)
+
+    def _note_block(self, name: str, step: int, samples: tuple[int, ...], rows: Tensor) -> None:
+        _, block, stream = name.split(".")
+        values = torch.stack([_rms(rows), rows.abs().flatten(1).amax(dim=1)], dim=1).tolist()
+        for sample, (rms, largest) in zip(samples, values, strict=True):
+            key = int(block), ("x" if stream == "x" else "context"), step, sample
+            self.recording.blocks.setdefault(key, BlockStatistics(rms, largest))
+
+    def _record(self, step: flow.Step) -> StepRecord:
+        velocities: dict[str, list[float]] = {"guided": _rms(step.velocity.float()).tolist()}
+        branches = {
+            branch: torch.stack([self._velocities[sample, branch] for sample in range(len(step.x))])
+            for branch in ("cond", "uncond")
+            if all((sample, branch) in self._velocities for sample in range(len(step.x)))
+        }
+        velocities |= {branch: _rms(rows).tolist() for branch, rows in branches.items()}
+        if len(branches) == 2:
+            velocities["guidance"] = _rms(branches["cond"] - branches["uncond"]).tolist()
+        images = self._pipe.decode(step.denoised).clamp(-1, 1)
+        return StepRecord(
+            step.number,
+            float(step.sigma),
+            step.denoised.detach().to("cpu", torch.float16),
+            [_thumbnail(to_pil(image)) for image in images.detach().cpu()],
+            velocities,
+        )
+
+
+def _rms(rows: Tensor) -> Tensor:
+    """The root mean square of each row, (B,)."""
+    return rows.flatten(1).square().mean(dim=1).sqrt()
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return picture
