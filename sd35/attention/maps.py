@@ -192,5 +192,7 @@ def heat_share(heat: Tensor, region: Tensor) -> float:
         raise ValueError(f"expected two matrices, got {tuple(heat.shape)} and {tuple(region.shape)}")
     if not heat.sum() > 0:
         raise ValueError("there is no heat on this map")
-    inside = F.adaptive_avg_pool2d(region[None].to(heat), heat.shape)[0]  # (rows, columns)
+    inside = F.adaptive_avg_pool2d(region[None].to(heat), (heat.shape[0], heat.shape[1]))[
+        0
+    ]  # (rows, columns)
     return float((heat * inside).sum() / heat.sum())

@@ -144,7 +144,7 @@ class _Recorder:
         """Take note of the patches, or of one query or key."""
         if tap.name == GRID_TAP:
             self.pending.clear()  # a call that an exception ended may have left some
-            self.maps.grid = Grid(*tensor.shape[-2:], self.pool)
+            self.maps.grid = Grid(tensor.shape[-2], tensor.shape[-1], self.pool)
             return
         moments = self.selection.moments()
         if not moments:

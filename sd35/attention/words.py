@@ -39,7 +39,7 @@ def find_word(
     """
     if encoder is not None and encoder not in ENCODERS:
         raise WordError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
-    names = [name for name in ENCODERS if encoder in (None, name)]
+    names = ENCODERS if encoder is None else (encoder,)
     prompt = encoding.prompts[0]
     spans = {name: _spans(prompt.of(name), word, occurrence) for name in names}
     if not any(spans.values()):

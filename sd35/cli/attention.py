@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
     from ..files import check_output, written
     from ..settings import Settings
 
-    given = given_settings(args) | {"prompts": as_prompts(args.prompt)}
+    given = given_settings(args)
     if "negative" in given:
         (given["negative"],) = as_prompts(given["negative"])
-    settings = Settings(**given)
+    settings = Settings(prompts=as_prompts(args.prompt), **given)
     if settings.images != 1:
         raise SettingsError(f"a sheet is of one picture, and {settings.images} were asked for")
     check_words(settings.prompts[0], args.words or ())

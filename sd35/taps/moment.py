@@ -7,7 +7,7 @@ from torch import Tensor
 
 from textenc import Encoding
 
-from ..guided import Branch, current_evaluation
+from ..guided import Branch, Evaluation, current_evaluation
 from .errors import TapError
 from .match import near
 
@@ -79,22 +79,10 @@ class Selection:
         self.seen.add(evaluation.step)
         if self.steps is not None and evaluation.step not in self.steps:
             return []
-        rows = {
-            branch: tuple(i for i, each in enumerate(evaluation.branches) if each == branch)
-            for branch in BRANCHES
-            if branch in evaluation.branches
-        }
         return [
-            Moment(
-                evaluation.step,
-                evaluation.sigma,
-                branch,
-                tuple(evaluation.samples[i] for i in own),
-                own,
-                tuple(evaluation.encodings[i] for i in own),
-            )
-            for branch, own in rows.items()
-            if self.branch in (None, branch)
+            _moment(evaluation, branch)
+            for branch in BRANCHES
+            if branch in evaluation.branches and self.branch in (None, branch)
         ]
 
     def check_ran(self, unused: Iterable[str]) -> None:
@@ -117,3 +105,11 @@ class Selection:
             raise TapError(
                 f"nothing that {', '.join(map(repr, unused))} matches was run{when} inside the block"
             )
+
+
+def _moment(evaluation: Evaluation, branch: Branch) -> Moment:
+    """One branch of an evaluation."""
+    rows = tuple(i for i, each in enumerate(evaluation.branches) if each == branch)
+    samples = tuple(evaluation.samples[i] for i in rows)
+    encodings = tuple(evaluation.encodings[i] for i in rows)
+    return Moment(evaluation.step, evaluation.sigma, branch, samples, rows, encodings)
