@@ -24,7 +24,7 @@ from .scenes import Scene, draw, training_scene
 # No level has fewer than 96 channels. The norms have 32 groups; over a flat colour, a group of one
 # channel is normed to 0 and a group of two to ±1, whatever the colour is. Three channels can tell it.
 CONFIG = VAEConfig(channels=(96, 96, 128, 128), num_res_blocks=1, latent_channels=16)
-BATCH = 8  # whole pictures
+BATCH = 4  # whole pictures
 
 # First colours and rough shapes, then details: these hold so little of the error that under the first
 # weight of the KL term they drown in the posterior's noise.
@@ -33,7 +33,7 @@ COLOURS_KL = 1e-4
 DETAILS = Plan(steps=900, learning_rate=7e-4, warmup=50, ema=0.995, decay=0.4)
 DETAILS_KL = 1e-6
 DETAILS_LOGVAR = -6.0  # what the posterior's log-variance restarts from
-DECODER = Plan(steps=900, learning_rate=6e-4, ema=0.995, decay=0.6)
+DECODER = Plan(steps=400, learning_rate=5e-4, warmup=30, ema=0.99, decay=0.7)
 
 
 def pictures(generator: torch.Generator, number: int, device: torch.device) -> Tensor:
