@@ -13,6 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attention import (
+        AttentionMaps,
+        WordError,
+        attention_maps,
+        attention_sheet,
+        heat_picture,
+        heat_share,
+        overlay,
+    )
+    from .control import control_image
     from .editing import Control, Edited
     from .errors import NonFiniteError, SettingsError
     from .generation import Generation
@@ -25,9 +35,12 @@ if TYPE_CHECKING:
     from .result import Result
     from .settings import Settings
     from .state import State
-    from .taps import capture, edit
+    from .taps import BudgetError, Captures, TapError, capture, edit, list_taps
 
 __all__ = [
+    "AttentionMaps",
+    "BudgetError",
+    "Captures",
     "Control",
     "Edited",
     "Generation",
@@ -39,14 +52,26 @@ __all__ = [
     "Settings",
     "SettingsError",
     "State",
+    "TapError",
+    "WordError",
+    "attention_maps",
+    "attention_sheet",
     "capture",
+    "control_image",
     "draw_noise",
     "edit",
+    "heat_picture",
+    "heat_share",
+    "list_taps",
     "load",
+    "overlay",
     "read_settings",
 ]
 
 _HOMES = {
+    "AttentionMaps": ".attention",
+    "BudgetError": ".taps",
+    "Captures": ".taps",
     "Control": ".editing",
     "Edited": ".editing",
     "Generation": ".generation",
@@ -58,10 +83,19 @@ _HOMES = {
     "Settings": ".settings",
     "SettingsError": ".errors",
     "State": ".state",
+    "TapError": ".taps",
+    "WordError": ".attention",
+    "attention_maps": ".attention",
+    "attention_sheet": ".attention",
     "capture": ".taps",
+    "control_image": ".control",
     "draw_noise": ".noise",
     "edit": ".taps",
+    "heat_picture": ".attention",
+    "heat_share": ".attention",
+    "list_taps": ".taps",
     "load": ".loading",
+    "overlay": ".attention",
     "read_settings": ".metadata",
 }
 
