@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipe, judge = sd35.load(args.model, as_device(args.device), torch.float32), load_judge()
     wanted = [
         tuple(f"a {colour} {kind} on a {background} background" for colour in colours)
-        for kind in KINDS
-        for background in BACKGROUNDS
         for colours in COLOURS
+        for background in BACKGROUNDS
+        for kind in KINDS
     ][: args.prompts]
     sources, targets = ([pair[which] for pair in wanted] for which in (0, 1))
     drawn = pipe.generate(sources, seed=0, steps=args.steps, batch_size=args.batch_size)
@@ -112,7 +112,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--batch-size", type=int, default=16)
     return parser
