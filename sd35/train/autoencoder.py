@@ -24,6 +24,7 @@ from .scenes import Scene, draw, training_scene
 # No level has fewer than 96 channels. The norms have 32 groups; over a flat colour, a group of one
 # channel is normed to 0 and a group of two to ±1, whatever the colour is. Three channels can tell it.
 CONFIG = VAEConfig(channels=(96, 96, 128, 128), num_res_blocks=1, latent_channels=16)
+SIZE = 128  # pixels of a side
 BATCH = 4  # whole pictures
 
 # First colours and rough shapes, then details: these hold so little of the error that under the first
@@ -43,7 +44,7 @@ def pictures(generator: torch.Generator, number: int, device: torch.device) -> T
 
 def pictures_of(scenes: Sequence[Scene], generator: torch.Generator, device: torch.device) -> Tensor:
     """These scenes, (B, 3, 128, 128) in [-1, 1], jittered by the generator."""
-    return draw(scenes, generator).to(device)
+    return draw(scenes, generator, size=SIZE).to(device)
 
 
 def train_joint(folder: Path, *, seed: int, device: torch.device) -> VAE:

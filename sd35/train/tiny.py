@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vae import VAE
 
-from .autoencoder import train_decoder, train_joint
+from .autoencoder import SIZE, train_decoder, train_joint
 from .transformer import Painter, train_painter
 from .vocabulary import Tokenizers, write_tokenizers
 
@@ -40,7 +40,9 @@ def write_model(painter: Painter, vae: VAE, output: Path) -> None:
     tensors = _half(painter.mmdit, "model.diffusion_model.") | _half(vae, "first_stage_model.")
     encoders = output / "text_encoders"
     encoders.mkdir(exist_ok=True)
-    save_file(tensors, output / "sd3.5_tiny.safetensors")
+    # The pipeline draws at the size that a file names so, as the official ones do.
+    resolution = {"modelspec.resolution": f"{SIZE}x{SIZE}"}
+    save_file(tensors, output / "sd3.5_tiny.safetensors", resolution)
     save_file(_half(painter.clip_l), encoders / "clip_l.safetensors")
     save_file(_half(painter.clip_g), encoders / "clip_g.safetensors")
     save_file(_half(painter.t5), encoders / "t5xxl_fp16.safetensors")
