@@ -2,7 +2,7 @@
 
     pip install -e ".[reference]"
     python tests/parity/live.py path/or/owner/name        # whatever `sd35 inspect` can read
-    python tests/parity/live.py --random                  # a small random model in diffusers' layout
+    python tests/parity/live.py --random diffusers        # a small random model, or --random official
 
 Prints one line a stage, from token ids to pixels and down to each block, and names the first that departs.
 Every part gets the same input in both, the reference's, so that a departure is the fault of the stage that
@@ -11,10 +11,10 @@ shows it; only the states of the trajectory run on from each other. One part is 
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, when it is not installed
 
@@ -23,8 +23,9 @@ import live_reference as theirs
 import torch
 import transformers
 from diffusers import StableDiffusion3Pipeline
+from live_table import Table, run_both
 from make_reference import transformer_taps, vae_taps
-from reference_capture import float64_statistics, tapped, whole
+from reference_capture import float64_statistics, whole
 from torch import Tensor, nn
 
 import flow
@@ -39,70 +40,6 @@ LOOSER = 4
 """States of a trajectory gather the errors of the steps before; the reference rounds them to its dtype."""
 
 ENCODERS = ("clip_l", "clip_g", "t5")
-
-
-@dataclass
-class Table:
-    """The comparison so far, printed as it grows."""
-
-    limit: float
-    departed: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        print(f"{'stage':52} {'largest':>10} {'error':>10} {'relative':>10}")
-
-    def add(self, stage: str, reference: Tensor, ours: Tensor, looser: float = 1) -> None:
-        """Compare one stage."""
-        if reference.shape != ours.shape:
-            self.departed.append(stage)
-            print(f"{stage:52} shape {tuple(ours.shape)}, the reference has {tuple(reference.shape)}")
-            return
-        largest = float(reference.double().abs().max())
-        error = float((reference.double() - ours.double()).abs().max())
-        relative = error / largest if largest else error
-        fits = relative <= self.limit * looser
-        print(f"{stage:52} {largest:10.3g} {error:10.2e} {relative:10.2e}{'' if fits else '  <- departs'}")
-        if not fits:
-            self.departed.append(stage)
-
-    def add_equal(self, stage: str, reference: Tensor, ours: Tensor) -> None:
-        """Compare what must be equal: token ids, noise levels."""
-        same = reference.shape == ours.shape and torch.equal(reference, ours)
-        print(f"{stage:52} {'equal' if same else 'differs  <- departs'}")
-        if not same:
-            self.departed.append(stage)
-
-    def add_all(self, prefix: str, reference: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
-        """Compare activations that hooks collected, in the order of the reference's run."""
-        for stage, tensor in reference.items():
-            self.add(f"{prefix} {stage}", tensor, ours[stage])
-
-
-def run_both(
-    table: Table,
-    name: str,
-    modules: tuple[nn.Module, nn.Module],
-    taps: dict,
-    calls: tuple[Callable[[], dict[str, Tensor]], Callable[[], dict[str, Tensor]]],
-) -> dict[str, Tensor]:
-    """Run the reference's module and ours with hooks, compare, and return the reference's outputs."""
-    reference, ours = modules
-    with tapped(reference, taps) as their_stages:
-        their_outputs = calls[0]()
-    paths = {stage: stage.removesuffix(".x").removesuffix(".context") for stage in their_stages}
-    with tapped(ours, {path: (path, _streams) for path in set(paths.values())}) as our_stages:
-        our_outputs = calls[1]()
-    table.add_all(name, their_stages | their_outputs, our_stages | our_outputs)
-    return their_outputs
-
-
-def _streams(output: object) -> dict[str, Tensor]:
-    """What one of our modules gives: a tensor, or the two streams of a joint block."""
-    if isinstance(output, Tensor):
-        return {"": output}
-    return {
-        name: tensor for name, tensor in zip((".x", ".context"), output, strict=True) if tensor is not None
-    }
 
 
 def check_text(table: Table, source: Source, prompts: list[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -242,7 +179,9 @@ def arguments(argv: Iterable[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", help="a file, a folder, or owner/name on the Hub")
-    parser.add_argument("--random", action="store_true", help="make a small random model and compare that")
+    parser.add_argument(
+        "--random", choices=["diffusers", "official"], help="a small random model so laid out"
+    )
     parser.add_argument("--prompt", default="a small red circle on the left of the blue square")
     parser.add_argument("--dtype", choices=["float64", "float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--steps", type=int, default=4)
@@ -251,19 +190,15 @@ def arguments(argv: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if (args.source is None) != args.random:
+    if (args.source is None) == (args.random is None):
         parser.error("name a source, or give --random")
     return args
 
 
 @torch.no_grad()
-def main(argv: Iterable[str] | None = None) -> int:
-    """Compare, and return 0 if no stage departs."""
-    args = arguments(argv)
-    for package in (diffusers, transformers):
-        package.logging.set_verbosity_error()
+def compare(source: Source, args: argparse.Namespace) -> Table:
+    """Run every part of a source that is there, in both."""
     dtype = getattr(torch, args.dtype)
-    source = weights.resolve(str(theirs.random_folder()) if args.random else args.source)
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (diffusers, transformers))
     print(f"{source.name}, {args.dtype}; {versions}")
     table = Table(LIMITS[dtype])
@@ -272,6 +207,19 @@ def main(argv: Iterable[str] | None = None) -> int:
         context, pooled = encodings(table, source, [args.prompt, ""], dtype, args.seed)
         latents = check_transformer(table, source, context, pooled, args, dtype)
         check_vae(table, source, latents, dtype)
+    return table
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Compare, and return 0 if no stage departs."""
+    args = arguments(argv)
+    for package in (diffusers, transformers):
+        package.logging.set_verbosity_error()
+        package.logging.disable_progress_bar()
+    with TemporaryDirectory(prefix="random-sd3-") as folder:
+        if args.random:
+            theirs.random_folder(Path(folder), args.random)
+        table = compare(weights.resolve(folder if args.random else args.source), args)
     if table.departed:
         print(f"\nfirst departure: {table.departed[0]} ({len(table.departed)} stages above {table.limit:g})")
         return 1

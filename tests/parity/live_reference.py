@@ -7,9 +7,9 @@ that the shapes tell. Either way none of this project's key tables decides what 
 
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 
 import reference_models as models
+import reference_shapes as shapes
 import reference_text as text
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
@@ -17,6 +17,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_sd3_transformer_checkpoint_to_diffusers,
 )
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -151,11 +152,20 @@ def scheduler(source: Source) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
-def random_folder(seed: int = 0) -> Path:
-    """Write a small random model as diffusers saves one, with heads of the released width."""
-    folder = Path(mkdtemp(prefix="random-sd3-"))
-    sizes = models.TransformerSizes(128, 4, 2, qk_norm=True, dual_blocks=(0, 1), pos_embed_size=16)
-    _, transformer = models.transformer(sizes, seed)
-    _, vae = models.autoencoder(models.VAESizes(), seed + 1)
-    text.pipeline(folder / "vocabularies", transformer, vae).save_pretrained(folder)
-    return folder
+def random_folder(folder: Path, layout: str, seed: int = 0) -> None:
+    """Write a small random model, with heads of the released width, in diffusers' or the official layout."""
+    sizes = shapes.TransformerSizes(128, 4, 2, qk_norm=True, dual_blocks=(0, 1), pos_embed_size=16)
+    mmdit, transformer = models.transformer(sizes, seed)
+    autoencoder, vae = models.autoencoder(shapes.VAESizes(), seed + 1)
+    pipe = text.pipeline(folder / "vocabularies", transformer, vae)
+    if layout == "diffusers":
+        pipe.save_pretrained(folder)
+        return
+    whole = {f"model.diffusion_model.{name}": tensor for name, tensor in mmdit.items()}
+    whole |= {f"first_stage_model.{name}": tensor for name, tensor in autoencoder.items()}
+    save_file(whole, folder / "sd3.5_medium.safetensors")
+    (folder / "text_encoders").mkdir()
+    for name, part in text.text_parts(folder / "vocabularies").items():
+        save_file(part["weights"], folder / "text_encoders" / f"{name}.safetensors")
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        getattr(pipe, name).save_pretrained(folder / name)

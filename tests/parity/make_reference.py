@@ -17,7 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import diffusers
+import make_verify
 import reference_models as models
+import reference_shapes as shapes
 import reference_text as text
 import torch
 import transformers
@@ -27,10 +29,10 @@ from reference_models import Tensors
 from torch import Tensor, nn
 
 SEEDS = {"mmdit_qknorm_dual": 11, "mmdit_plain": 12, "controlnet": 13, "vae": 14}
-QKNORM_DUAL = models.TransformerSizes(dim=64, depth=4, num_heads=2, qk_norm=True, dual_blocks=(0,))
-PLAIN = models.TransformerSizes(dim=32, depth=2, num_heads=1, qk_norm=False)
-CONTROLNET = models.TransformerSizes(dim=64, depth=2, num_heads=2, qk_norm=False)
-VAE = models.VAESizes()
+QKNORM_DUAL = shapes.TransformerSizes(dim=64, depth=4, num_heads=2, qk_norm=True, dual_blocks=(0,))
+PLAIN = shapes.TransformerSizes(dim=32, depth=2, num_heads=1, qk_norm=False)
+CONTROLNET = shapes.TransformerSizes(dim=64, depth=2, num_heads=2, qk_norm=False)
+VAE = shapes.VAESizes()
 STEPS = (1, 2, 3, 4, 5, 8, 20, 28, 40, 50)
 
 
@@ -56,7 +58,7 @@ def transformer_taps(depth: int) -> dict[str, Tap]:
     return taps
 
 
-def transformer_inputs(sizes: models.TransformerSizes, seed: int) -> Tensors:
+def transformer_inputs(sizes: shapes.TransformerSizes, seed: int) -> Tensors:
     """Two samples at two noise levels, and latents whose crop of the position table is not centred."""
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -83,7 +85,7 @@ def velocity(
 
 
 @torch.no_grad()
-def transformer_file(name: str, sizes: models.TransformerSizes) -> tuple[Tensors, nn.Module]:
+def transformer_file(name: str, sizes: shapes.TransformerSizes) -> tuple[Tensors, nn.Module]:
     """One transformer: its blocks, its velocity, skipped layers, and diffusers' own low precision."""
     weights, model = models.transformer(sizes, SEEDS[name])
     inputs = transformer_inputs(sizes, SEEDS[name])
@@ -215,6 +217,8 @@ def main() -> None:
     save(folder, "schedules", schedule_file(), shifts=[1.0, 3.0], steps=STEPS)
     text.encoder_files(folder)
     text.trajectory_file(folder, base, vae)
+    if folder == Path(__file__).parent:
+        make_verify.write(folder)
 
 
 if __name__ == "__main__":
