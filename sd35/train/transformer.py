@@ -39,9 +39,9 @@ FULL_LENGTH = 77
 
 # Most of a caption's 77 + 77 tokens are padding, and the cost of a step is their number. So the
 # model learns on sequences just long enough for the batch, and gets used to the padding on the way.
-PLAN = Plan(steps=5800, learning_rate=1e-3, warmup=200, decay=0.22, ema=0.999)
+PLAN = Plan(steps=6000, learning_rate=1e-3, warmup=200, decay=0.17, ema=0.998)
 PADDED_EVERY = (1750, 5)  # from this step on, one batch in five has its full length
-PADDED_FROM = 5500  # from this step on, all of them have
+PADDED_FROM = 5850  # from this step on, all of them have
 
 # The flat colour of a background shows through very strong noise, so that what the text says of it has to
 # be used at noise levels that the usual density hardly draws; and three channels of sixteen hold colours.
