@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vae import SCALE, SHIFT, VAE, VAEConfig
 from vae.model import posterior_sample
 
-from .colours import colour_passing_vae
+from .colours import bias_of, colour_passing_vae
 from .fit import Plan, fit, seeded
 from .scenes import Scene, draw, training_scene
 
@@ -72,7 +72,7 @@ def train_joint(folder: Path, *, seed: int, device: torch.device) -> VAE:
     vae.load_state_dict(average.state_dict())
     out = vae.encoder.conv_out
     nn.init.zeros_(out.weight[CONFIG.latent_channels :])
-    nn.init.constant_(out.bias[CONFIG.latent_channels :], DETAILS_LOGVAR)
+    nn.init.constant_(bias_of(out)[CONFIG.latent_channels :], DETAILS_LOGVAR)
     average = fit(vae, details, DETAILS, folder / "details.safetensors", label="details")
     vae.load_state_dict(average.state_dict())
     normalise(vae, pictures(seeded(seed, 2), 512, device))
@@ -119,10 +119,10 @@ def normalise(vae: VAE, image: Tensor) -> None:
     out, into = vae.encoder.conv_out, vae.decoder.conv_in
     n = len(scale)
     out.weight[:n] *= scale[:, None, None, None]
-    out.bias[:n] = out.bias[:n] * scale + shift
-    out.bias[n:] += 2 * scale.log()
+    bias_of(out)[:n] = bias_of(out)[:n] * scale + shift
+    bias_of(out)[n:] += 2 * scale.log()
     into.weight /= scale[:, None, None]
-    into.bias -= (into.weight * shift[:, None, None]).sum(dim=(1, 2, 3))
+    bias_of(into).sub_((into.weight * shift[:, None, None]).sum(dim=(1, 2, 3)))
 
 
 def psnr(vae: VAE, image: Tensor) -> Tensor:

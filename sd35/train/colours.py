@@ -36,16 +36,24 @@ def colour_passing_vae(config: VAEConfig, seed: int) -> VAE:
         torch.manual_seed(seed)
         vae = VAE(config)
     for path, module in vae.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
         if path.endswith(("conv2", "proj_out")):  # what residual branches end in: they start as nothing
             nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(bias_of(module))
         elif path.endswith(("downsample.conv", "upsample.conv", "nin_shortcut")):
             _pass(module, module.in_channels // GROUPS)
     for half in (vae.encoder, vae.decoder):
         _pass(half.conv_in, None)
         _read(half.conv_out)
-    vae.encoder.conv_out.bias[config.latent_channels :] = INITIAL_LOGVAR
+    bias_of(vae.encoder.conv_out)[config.latent_channels :] = INITIAL_LOGVAR
     return vae
+
+
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    """A convolution's bias, which every one of the autoencoder has."""
+    assert conv.bias is not None
+    return conv.bias
 
 
 def _pass(conv: nn.Conv2d, slots_in: int | None) -> None:
@@ -53,15 +61,15 @@ def _pass(conv: nn.Conv2d, slots_in: int | None) -> None:
     slots = conv.out_channels // GROUPS
     tap = _tap(conv)
     conv.weight *= NOISE
-    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(bias_of(conv))
     for group in range(GROUPS):
         for slot in range(2):
             source = group % 3 if slots_in is None else group * slots_in + slot
             sign = -1.0 if slots_in is None and slot == 1 else 1.0
             conv.weight[group * slots + slot, source] += sign * tap
-    conv.bias[2::slots] = CARRIER
+    bias_of(conv)[2::slots] = CARRIER
     if slots == 4:
-        conv.bias[3::slots] = -CARRIER
+        bias_of(conv)[3::slots] = -CARRIER
 
 
 def _tap(conv: nn.Conv2d) -> Tensor:
@@ -78,7 +86,7 @@ def _read(conv: nn.Conv2d) -> None:
     """Colours out of normed groups, all groups that hold a colour having an equal say."""
     slots = conv.in_channels // GROUPS
     conv.weight *= NOISE
-    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(bias_of(conv))
     for group in range(GROUPS):
         for slot, sign in ((0, 1.0), (1, -1.0)):
             conv.weight[group % 3, group * slots + slot] += sign * GAIN[slots] * 3 / GROUPS * _tap(conv)
