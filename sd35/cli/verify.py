@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = as_device(args.device)
     precision = precision_of(args.dtype, device)
+    checkpoint = None if args.model is None else check_checkpoint(args.model)
     reference = load_reference()
     versions = reference["trajectory"].config["made_with"]
     print(f"{precision.name} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -49,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
     print(as_table(checks))
     failed = [f"{check.group} {check.stage}" for check in checks if not check.passed]
     print(f"\n{_verdict(len(checks), failed, 'stages')} in {time.perf_counter() - begin:.2f} s")
-    if args.model is None:
+    if checkpoint is None:
         return 1 if failed else 0
 
     findings = []
     print(f"\n{args.model}")
-    for finding in check_checkpoint(args.model):
+    for finding in checkpoint:
         findings.append(finding)
         verdict = {True: "pass", False: "FAIL", None: "note"}[finding.passed]
         print(f"  {finding.part:<8}{finding.check:<17}{verdict}  {finding.result}  ({finding.seconds:.2f} s)")

@@ -10,6 +10,7 @@ from .html import Html, tag
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40
 TICKS = 5
+LABEL_ROOM = 28  # between the labels of two rows, where letters are largest
 
 
 class Series(NamedTuple):
@@ -38,13 +39,13 @@ def line_plot(series: Sequence[Series], *, x: str, y: str) -> Html:
     grid = [
         [
             tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=place(0, tick)[1], y2=place(0, tick)[1], class_="grid"),
-            tag("text", f"{tick:g}", x=LEFT - 8, y=place(0, tick)[1] + 4, text_anchor="end"),
+            tag("text", f"{tick:g}", x=LEFT - 8, y=place(0, tick)[1], dy="0.32em", text_anchor="end"),
         ]
         for tick in ticks
     ]
     every = max(1, ceil((steps - 1) / 8))
     numbers = [
-        tag("text", str(step), x=place(step, 0)[0], y=HEIGHT - BOTTOM + 18, text_anchor="middle")
+        tag("text", str(step), x=place(step, 0)[0], y=HEIGHT - BOTTOM, dy="1.4em", text_anchor="middle")
         for step in range(0, steps, every)
     ]
     title = tag("text", x, x=LEFT + wide / 2, y=HEIGHT - 4, text_anchor="middle", class_="axis")
@@ -66,7 +67,7 @@ def heat_grid(rows: Sequence[Sequence[float]], *, row: str, column: str, title: 
     numbers = [value for values in rows for value in values if isfinite(value) and value > 0]
     low, high = (log10(min(numbers)), log10(max(numbers))) if numbers else (0.0, 0.0)
     columns = max(len(values) for values in rows)
-    cell = max(7.0, min(26.0, 190 / len(rows)))
+    cell = max(7.0, min(28.0, 190 / len(rows)))
     wide, height = WIDTH - LEFT - RIGHT, cell * len(rows)
     cells = [
         tag(
@@ -82,11 +83,18 @@ def heat_grid(rows: Sequence[Sequence[float]], *, row: str, column: str, title: 
         for j, value in enumerate(values)
     ]
     labels = [
-        tag("text", str(i), x=LEFT - 8, y=TOP + cell * (i + 0.5) + 4, text_anchor="end")
-        for i in range(0, len(rows), max(1, ceil(len(rows) / 8)))
+        tag("text", str(i), x=LEFT - 8, y=TOP + cell * (i + 0.5), dy="0.32em", text_anchor="end")
+        for i in range(0, len(rows), ceil(LABEL_ROOM / cell))
     ]
     labels += [
-        tag("text", str(j), x=LEFT + wide * (j + 0.5) / columns, y=TOP + height + 18, text_anchor="middle")
+        tag(
+            "text",
+            str(j),
+            x=LEFT + wide * (j + 0.5) / columns,
+            y=TOP + height,
+            dy="1.4em",
+            text_anchor="middle",
+        )
         for j in range(0, columns, max(1, ceil(columns / 8)))
     ]
     labels.append(

@@ -1,7 +1,7 @@
 """Checks of a user's own weights: are they whole, do they fit, are they numbers."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +37,17 @@ def check_checkpoint(source: str | Path) -> Iterator[Finding]:
     Args:
         source: as for `sd35.load`.
 
-    Yields:
-        One finding for each check, as soon as it is known.
+    Returns:
+        An iterator of findings, each check being made when it is asked for.
 
     Raises:
-        CheckpointError: there is no such source, or a file that cannot be read.
+        CheckpointError: there is no such source, it holds no model, or a file cannot be read.
     """
-    found = resolve(source)
-    if not found.components:
-        yield Finding("source", "parts", f"{found.name} holds no part of a model", passed=False, seconds=0.0)
-    for part, component in found.components.items():
+    return _findings(resolve(source).components)
+
+
+def _findings(components: Mapping[str, Component]) -> Iterator[Finding]:
+    for part, component in components.items():
         checks: dict[str, Look] = {"keys and shapes": _fit, "finite values": _values}
         if part == "mmdit":
             checks["position table"] = _positions
