@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FlowError
+from ..path import per_sample
 from ..solvers.base import Velocity, prepare
 from ..solvers.runge_kutta import SLOPES, Slope
 from .approximate import Counted
@@ -23,6 +24,10 @@ from .report import InverseStep, StepReport
 
 WINDOW = 3
 """Differences that Anderson's method keeps; with more it fits their rounding."""
+MEMORY = 16
+"""Iterates that are kept to see whether a step folds."""
+SHORTEST = 1e-3
+"""Of moves that count for that, relative to x."""
 PATIENCE = 8
 """Evaluations without a tenth off the residual after which a step is given up: it stands at its noise."""
 REGULARISATION = 1e-12
@@ -74,7 +79,12 @@ def exact(
 
 
 def _inverse(
-    velocity: Velocity, slope: Slope, y: Tensor, sigmas: Tensor, accuracy: float, max_evaluations: int
+    velocity: Velocity,
+    slope: Slope,
+    y: Tensor,
+    sigmas: Tensor,
+    accuracy: float,
+    max_evaluations: int,
 ) -> Iterator[InverseStep]:
     dtype = y.dtype
     y = y.to(torch.float32 if y.device.type == "mps" else torch.float64)
@@ -113,48 +123,61 @@ def _extrapolated(past: list[tuple[float, Tensor]], sigma: float) -> Tensor | No
 
 @dataclass
 class _Found:
-    """Where the search for a step's beginning stands."""
+    """Where the search for a step's beginning ended."""
 
     x: Tensor  # (B, *S)
-    residual: Tensor  # (B,), the least so far
+    residual: Tensor  # (B,), the least that was measured
     stretch: Tensor  # (B,)
 
 
 @dataclass
-class _Window:
+class _Iterates:
     """The last iterates x and their images G(x) = y - h · slope(x), flat, (B, D)."""
 
     xs: list[Tensor] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
 
     def add(self, x: Tensor, image: Tensor) -> None:
-        self.xs, self.images = [*self.xs, x][-WINDOW - 1 :], [*self.images, image][-WINDOW - 1 :]
+        self.xs, self.images = [*self.xs, x][-MEMORY:], [*self.images, image][-MEMORY:]
 
     def next(self) -> Tensor:
         """Anderson's update: the images, combined to make their residuals least (type II, no damping)."""
-        residuals = torch.stack([image - x for x, image in zip(self.xs, self.images, strict=True)], -1)
-        if len(self.xs) == 1:
-            return self.images[0]
-        images = torch.stack(self.images, -1).diff(dim=-1)  # (B, D, m)
-        differences = residuals.diff(dim=-1)
+        xs, images = torch.stack(self.xs[-WINDOW - 1 :], -1), torch.stack(self.images[-WINDOW - 1 :], -1)
+        if xs.shape[-1] == 1:
+            return self.images[-1]
+        residual, differences = self.images[-1] - self.xs[-1], (images - xs).diff(dim=-1)
         # Scaled columns, so that differences of very unlike sizes are fitted alike.
-        size = differences.norm(dim=1, keepdim=True).clamp_min(torch.finfo(residuals.dtype).tiny)
+        size = differences.norm(dim=1, keepdim=True).clamp_min(torch.finfo(differences.dtype).tiny)
         scaled = differences / size
         gram = scaled.mT @ scaled
         ridge = REGULARISATION * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        weights = torch.linalg.lstsq(gram + ridge, scaled.mT @ residuals[..., -1:]).solution
-        return self.images[-1] - (images / size @ weights)[..., 0]
+        weights = torch.linalg.lstsq(gram + ridge, scaled.mT @ residual[..., None]).solution
+        return self.images[-1] - (images.diff(dim=-1) / size @ weights)[..., 0]
 
     def stretch(self) -> Tensor:
-        """⟨Δx, ΔF⟩ / ⟨Δx, Δx⟩ over the last move, of F = x - G + y: (B,); infinite if there was none."""
-        if len(self.xs) < 2:
-            return torch.full_like(self.xs[0][:, 0], math.inf)
-        move = self.xs[-1] - self.xs[-2]
-        length = move.square().sum(1)
-        ratio = 1 - (move * (self.images[-1] - self.images[-2])).sum(1) / length
-        # Moves within the rounding of x say nothing of F.
-        rounding = 1e3 * torch.finfo(torch.float32).eps
-        return torch.where(length > rounding**2 * self.xs[-1].square().sum(1), ratio, math.inf)
+        """The least ⟨e, F' e⟩ over unit directions e that the search went in, F = x - G + y: (B,).
+
+        It is the smallest Ritz value of the symmetric part of F', from the differences at hand, so it costs
+        no evaluation. It takes F' for constant over the search; where a step is strongly curved it may be too
+        low. (The end of the search alone would not do: where a step folds, a wrong beginning is found on the
+        side of the fold on which F' is positive.) Infinite if there was one iterate.
+        """
+        end = self.xs[-1]
+        if len(self.xs) == 1:
+            return torch.full_like(end[:, 0], math.inf)
+        moves = torch.stack(self.xs[:-1], -1) - end[..., None]  # (B, D, m)
+        pushes = moves - (torch.stack(self.images[:-1], -1) - self.images[-1][..., None])
+        size = moves.norm(dim=1, keepdim=True)
+        # A move within the rounding of a float32 velocity says nothing of F'.
+        size = torch.where(size > SHORTEST * end.norm(dim=1)[:, None, None], size, math.inf)
+        moves, pushes = moves / size, pushes / size
+        squares, directions = torch.linalg.eigh(moves.mT @ moves)
+        known = squares > 1e-4 * squares[:, -1:].clamp_min(1e-4)  # directions that the moves really span
+        basis = directions * torch.where(known, squares, math.inf).rsqrt()[:, None, :]
+        ritz = basis.mT @ (moves.mT @ pushes) @ basis
+        unknown = torch.where(known, 0.0, 1e9).to(ritz).diag_embed()
+        least = torch.linalg.eigvalsh((ritz + ritz.mT) / 2 + unknown)[:, 0]
+        return torch.where(known.any(1), least, math.inf)
 
 
 def solve_step(
@@ -168,31 +191,24 @@ def solve_step(
     """Solve x + h · mean_slope(x) = y for x.
 
     Ends when every sample's residual is within the tolerance. Then the update from there is returned, which
-    costs no evaluation and is better by about the factor that the last one gained. Samples that did not get
-    there keep their best measured state.
+    costs no evaluation and is better by about the factor that the last one gained. Where that is not reached,
+    each sample has its best measured state.
     """
-    x, window = (y if guess is None else y - h * guess), _Window()
-    size = math.sqrt(y[0].numel())
-    best = None
+    x, iterates = (y if guess is None else y - h * guess), _Iterates()
+    best, least = x, torch.full_like(y.flatten(1)[:, 0], math.inf)
     stalled, mark = 0, math.inf
     for _ in range(max_evaluations):
         image = y - h * mean_slope(x)
-        window.add(x.flatten(1), image.flatten(1))
-        residual = (image - x).flatten(1).norm(dim=1) / size
-        update = window.next().reshape(y.shape)
-        if best is None:
-            best = _Found(x, residual, window.stretch())
-        else:
-            better = residual < best.residual
-            best.x = torch.where(better.reshape(-1, *(1,) * (y.ndim - 1)), x, best.x)
-            best.residual = torch.minimum(residual, best.residual)
-            best.stretch = torch.minimum(window.stretch(), best.stretch)
-        worst = float(best.residual.max())
+        residual = (image - x).flatten(1).square().mean(1).sqrt()
+        iterates.add(x.flatten(1), image.flatten(1))
+        update = iterates.next().reshape(y.shape)
         if (residual <= tolerance).all():
-            return _Found(update, residual, best.stretch)
+            return _Found(update, residual, iterates.stretch())
+        best = torch.where(per_sample(residual < least, y) > 0, x, best)
+        least = torch.minimum(residual, least)
+        worst = float(least.max())
         stalled, mark = (0, worst) if worst < 0.9 * mark else (stalled + 1, mark)
         if stalled >= PATIENCE:
             break
         x = update
-    assert best is not None
-    return best
+    return _Found(best, least, iterates.stretch())

@@ -24,8 +24,10 @@ class StepReport:
     tolerance: float | None = None
     """What the residual was to reach."""
     stretch: tuple[float, ...] | None = None
-    """Per sample, the least ⟨Δx, ΔF⟩ / ⟨Δx, Δx⟩ seen of the generation's step F. Below 0, the step folds: it
-    is not one-to-one there, and another x leads to the same end."""
+    """Per sample, the least ⟨e, F' e⟩ over the directions e in which the search went, of the generation's
+    step F. Below 0 the step may fold: it is then not one-to-one, and another x leads to the same end. A
+    suspicion from what the search met, at no cost: a strongly curved step may be suspected too. On mixtures of
+    normal distributions under strong guidance every lost sample was, and about as many that were not lost."""
 
     @property
     def converged(self) -> tuple[bool, ...]:
@@ -36,7 +38,7 @@ class StepReport:
 
     @property
     def ambiguous(self) -> tuple[int, ...]:
-        """The samples for which the generation's step was seen to fold."""
+        """The samples for which the generation's step seems to fold."""
         return tuple(sample for sample, stretch in enumerate(self.stretch or ()) if stretch < 0)
 
 
@@ -79,8 +81,8 @@ class Report:
         for sample in self.ambiguous:
             where = ", ".join(str(step.number) for step in self.steps if sample in step.ambiguous)
             lines.append(
-                f"sample {sample}: the generation folds at steps {where}, so that other noise leads to the "
-                "same data and may have been found instead; only a reversible solver returns for certain"
+                f"sample {sample}: the generation seems to fold at steps {where}. Other noise then leads to "
+                "the same data and may have been found; only a reversible solver returns for certain"
             )
         return tuple(lines)
 

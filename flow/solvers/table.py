@@ -61,7 +61,7 @@ SOLVERS: Mapping[str, Solver] = MappingProxyType(
         "leapfrog": Solver(
             rev.leapfrog, 1, 1, 1, "asynchronous leapfrog: can be undone, to rounding", rev.undo_leapfrog
         ),
-        "bdia": Solver(rev.bdia, 2, 1, 0, "bidirectional: can be undone, to rounding", rev.undo_bdia),
+        "bdia": Solver(rev.bdia, 1, 1, 0, "bidirectional: can be undone, to rounding", rev.undo_bdia),
         "obelm": Solver(rev.obelm, 2, 1, 0, "clipped O-BELM: can be undone, to rounding", rev.undo_obelm),
         "bitexact": Solver(
             bitexact, 2, 1, 1, "reversible Heun in integers: can be undone to the last bit", undo_bitexact

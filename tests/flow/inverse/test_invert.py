@@ -108,16 +108,38 @@ def test_a_bfloat16_network_stops_at_its_noise_and_says_so(toy, noise_for):
     assert found.report.evaluations < 28 * 30  # given up, not run to the cap
 
 
-def test_a_folding_step_is_named_and_without_guidance_there_is_none(toy, noise_for):
-    noise = noise_for(16, dtype=torch.float64).float()
-    folding = toy(7.0, spread=0.03)
-    found = inversion(folding, solve(folding, noise, TABLE), TABLE, accuracy=1e-5)
+def test_samples_lost_to_a_folding_step_are_named(toy, noise_for):
+    noise, folding = noise_for(16, dtype=torch.float64).float(), toy(7.0, spread=0.03)
+    data = solve(folding, noise, TABLE)
+    found = inversion(folding, data, TABLE, accuracy=1e-5)
     lost = [sample for sample, db in enumerate(closeness(found.noise, noise).psnr.tolist()) if db < 70]
-    assert lost  # converged on another preimage, or on none
+    assert lost  # converged, on another preimage
+    assert found.report.converged
     assert set(lost) <= set(found.report.ambiguous)
+    assert len(found.report.ambiguous) <= 4
     assert any("only a reversible solver" in line for line in found.report.problems)
-    gentle = toy(1.0, spread=0.03)
-    assert inversion(gentle, solve(gentle, noise, TABLE), TABLE, accuracy=1e-5).report.ambiguous == ()
+
+
+def test_no_fold_is_suspected_of_a_field_without_curvature(gaussian, noise_for):
+    noise = noise_for(16)
+    found = inversion(gaussian, solve(gaussian, noise, TABLE), TABLE, accuracy=1e-5)
+    assert found.report.ambiguous == ()
+    assert found.report.problems == ()
+
+
+def test_stretch_is_that_of_a_linear_field():
+    values = torch.tensor([0.9, 0.5, -3.0, 12.0])  # of v's Jacobian; a step of -0.1 stretches by 1 - 0.1 each
+
+    def velocity(x, sigma):
+        return x * values
+
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    table = torch.tensor([0.5, 0.4])
+    found = inversion(velocity, solve(velocity, x, table), table, accuracy=1e-6)
+    (step,) = found.report.steps
+    assert step.stretch == pytest.approx([-0.2] * 3, abs=1e-3)  # 1 - 0.1 * 12
+    assert found.report.ambiguous == (0, 1, 2)
+    assert torch.allclose(found.noise, x, atol=1e-5)  # it folds no further than a reflection, and is inverted
 
 
 def test_report_is_json_and_complete(toy, generation):

@@ -49,12 +49,13 @@ def test_order_holds_down_to_zero_on_the_gaussian_flow(name, gaussian, noise_for
     assert slope(errors) > SOLVERS[name].order - 0.25
 
 
-def test_undamped_leapfrog_is_of_second_order(gaussian, noise_for):
+@pytest.mark.parametrize(("name", "option"), [("leapfrog", {"damping": 1.0}), ("bdia", {"gamma": 1.0})])
+def test_undamped_pairs_are_of_second_order(name, option, gaussian, noise_for):
     x = noise_for(dtype=torch.float64)
     errors = []
     for steps in (64, 128, 256):
         table = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        found = solve(gaussian, x, table, "leapfrog", damping=1.0)
+        found = solve(gaussian, x, table, name, **option)
         errors.append(float((found - gaussian.exact(x, 1, 0)).abs().max()))
     assert slope(errors) > 1.75
 
