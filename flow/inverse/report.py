@@ -26,8 +26,8 @@ class StepReport:
     stretch: tuple[float, ...] | None = None
     """Per sample, the least ⟨e, F' e⟩ over the directions e in which the search went, of the generation's
     step F. Below 0 the step may fold: it is then not one-to-one, and another x leads to the same end. A
-    suspicion from what the search met, at no cost: a strongly curved step may be suspected too. On mixtures of
-    normal distributions under strong guidance every lost sample was, and about as many that were not lost."""
+    suspicion from what the search met, at no cost: a strongly curved step may be suspected too. On mixtures
+    of normal distributions under strong guidance every lost sample was, and about as many that were not."""
 
     @property
     def converged(self) -> tuple[bool, ...]:

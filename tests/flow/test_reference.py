@@ -1,4 +1,4 @@
-"""Guided trajectories, skip-layer guidance included, equal the original implementation's, by either solver."""
+"""Guided trajectories, skip-layer guidance included, equal the original's, by either solver."""
 
 import json
 
