@@ -1,4 +1,9 @@
-"""The autoencoder, stage by stage, against diffusers and against the original implementation."""
+"""The autoencoder, stage by stage, against diffusers and against the original implementation.
+
+In float32 the order of sums decides more here than elsewhere: thirty convolutions follow one another, and
+the machine's convolution routine picks the order. The two references differ from each other by 1.5e-6 of
+the largest magnitude and this project from them by 1.8e-6 at most, hence a limit of its own.
+"""
 
 from collections.abc import Mapping
 
@@ -9,6 +14,9 @@ from torch import Tensor
 from vae import SCALE, SHIFT, VAE, VAEConfig
 from vae.image import to_tensor, to_uint8
 from vae.model import posterior_sample
+
+
+LIMITS = {torch.float32: 4e-6, torch.float64: 1e-12}
 
 
 def build(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> VAE:
@@ -26,8 +34,9 @@ def everything(model: VAE, file) -> dict[str, Tensor]:
     return {"mean": mean, "logvar": logvar, "latents": model.encode(image), "decoded": decoded}
 
 
-def test_every_stage_as_in_diffusers(reference, precision, tapped, agree) -> None:
-    dtype, limit = precision
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_every_stage_as_in_diffusers(dtype: torch.dtype, reference, tapped, agree) -> None:
+    limit = LIMITS[dtype]
     file = reference("vae")
     model, expected = build(file.weights(), dtype), file.under("act64/")
     with tapped(model, expected) as stages:
@@ -71,11 +80,16 @@ def test_every_stage_as_in_the_original(original, tapped, agree) -> None:
     with tapped(model, GOLDEN_STAGES.values()) as stages:
         model.encode(original["in/image"])
         model.decode(original["in/latent_model_space"])
-    agree({stage: stages[path] for stage, path in GOLDEN_STAGES.items()}, original.under("act/"), 2e-6)
+    agree(
+        {stage: stages[path] for stage, path in GOLDEN_STAGES.items()},
+        original.under("act/"),
+        LIMITS[torch.float32],
+    )
 
 
-def test_moments_and_image_as_in_the_original(original, precision, agree) -> None:
-    dtype, limit = precision
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_moments_and_image_as_in_the_original(dtype: torch.dtype, original, agree) -> None:
+    limit = LIMITS[dtype]
     model = build(original.weights("first_stage_model."), dtype)
     image = original["in/image"].to(dtype)
     mean, logvar = model.moments(image)
