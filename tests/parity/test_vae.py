@@ -15,7 +15,6 @@ from vae import SCALE, SHIFT, VAE, VAEConfig
 from vae.image import to_tensor, to_uint8
 from vae.model import posterior_sample
 
-
 LIMITS = {torch.float32: 4e-6, torch.float64: 1e-12}
 
 
