@@ -186,5 +186,10 @@ def _cells(recording: Recording, block: int, index: int) -> list[Html]:
             cells += [tag("td", "–"), tag("td", "–")]
             continue
         mean = sum(one.rms for one in found) / len(found)
-        cells += [tag("td", f"{mean:.3g}"), tag("td", f"{max(one.largest for one in found):.3g}")]
+        cells += [tag("td", _short(value)) for value in (mean, max(one.largest for one in found))]
     return cells
+
+
+def _short(value: float) -> str:
+    """Three digits, or all of them before the point."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,29 +1,23 @@
 """A generation that was recorded, and the same one unwatched."""
 
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
-from sd35 import Pipeline, Result, load
+from sd35 import Pipeline, Result
 
 PROMPT = 'a <script>alert("red")</script> circle & a blue square'
 SETTINGS = {"steps": 3, "guidance_scale": 2.0, "images_per_prompt": 2, "seed": 5}
 
 
 @pytest.fixture(scope="session")
-def report_pipe(model_folder: Path) -> Pipeline:
-    return load(model_folder)
+def unwatched(pipe: Pipeline) -> Result:
+    return pipe.generate(PROMPT, **SETTINGS)
 
 
 @pytest.fixture(scope="session")
-def unwatched(report_pipe: Pipeline) -> Result:
-    return report_pipe.generate(PROMPT, **SETTINGS)
-
-
-@pytest.fixture(scope="session")
-def recorded(report_pipe: Pipeline) -> Result:
-    return report_pipe.generate(PROMPT, record=True, **SETTINGS)
+def recorded(pipe: Pipeline) -> Result:
+    return pipe.generate(PROMPT, record=True, **SETTINGS)
 
 
 class Outline(HTMLParser):

@@ -27,9 +27,9 @@ def test_prompts_are_text_wherever_they_stand(page, recorded, outline) -> None:
     assert not [tag for tag, attributes in seen.elements for name in attributes if name.startswith("on")]
 
 
-def test_notes_and_negative_prompts_are_text(report_pipe, tmp_path, outline) -> None:
+def test_notes_and_negative_prompts_are_text(pipe, tmp_path, outline) -> None:
     evil = '"><img src=x onerror=alert(1)> '
-    result = report_pipe.generate(evil * 30, negative=evil, steps=1, record=True)
+    result = pipe.generate(evil * 30, negative=evil, steps=1, record=True)
     assert result.notes  # too long for CLIP, and the note quotes it
     seen = outline(result.report(tmp_path / "page.html").read_text(encoding="utf-8"))
     assert all(attributes["src"].startswith("data:image/") for attributes in seen.of("img"))
@@ -81,8 +81,8 @@ def test_without_attention_the_words_are_left_out(recorded) -> None:
     assert "<h2>Tokens</h2>" in page
 
 
-def test_the_empty_prompt_has_no_words(report_pipe, tmp_path) -> None:
-    result = report_pipe.generate("", steps=1, record=True)
+def test_the_empty_prompt_has_no_words(pipe, tmp_path) -> None:
+    result = pipe.generate("", steps=1, record=True)
     page = result.report(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "(the empty prompt)" in page
     assert "<h2>Words</h2>" not in page

@@ -9,11 +9,11 @@ from sd35.taps import TapError
 from textenc.prompt import as_prompts
 
 
-def test_pictures_are_those_of_the_unwatched_generation(recorded, unwatched, report_pipe) -> None:
+def test_pictures_are_those_of_the_unwatched_generation(recorded, unwatched, pipe) -> None:
     assert torch.equal(recorded.latents, unwatched.latents)
     assert torch.equal(recorded.image, unwatched.image)
     assert unwatched.recording is None
-    assert not any(module._forward_hooks for module in report_pipe.mmdit.modules())
+    assert not any(module._forward_hooks for module in pipe.mmdit.modules())
 
 
 def test_every_step_is_there(recorded) -> None:
@@ -27,12 +27,12 @@ def test_every_step_is_there(recorded) -> None:
     assert torch.allclose(recording.steps[-1].denoised.float(), recorded.latents, atol=4e-3)
 
 
-def test_velocities_are_those_of_the_model(recorded, report_pipe) -> None:
+def test_velocities_are_those_of_the_model(recorded, pipe) -> None:
     """The first step's, computed again branch by branch."""
     velocities = recorded.recording.steps[0].velocities
     sigma = recorded.recording.sigmas[:1]
     cond, uncond = (
-        report_pipe.mmdit(recorded.noise[1:], sigma, one.context, one.pooled)
+        pipe.mmdit(recorded.noise[1:], sigma, one.context, one.pooled)
         for one in recorded.recording.encodings[1:]
     )
     expected = {
@@ -58,21 +58,21 @@ def test_attention_is_from_image_to_text(recorded) -> None:
     assert maps.heatmap("circle", sample=1).shape == (2, 2)
 
 
-def test_attention_may_be_left_out(report_pipe) -> None:
+def test_attention_may_be_left_out(pipe) -> None:
     settings = Settings(prompts=as_prompts("a circle"), steps=1)
-    recorder = Recorder(report_pipe, report_pipe.steps(settings), attention=False)
+    recorder = Recorder(pipe, pipe.steps(settings), attention=False)
     assert len(recorder) == len(list(recorder)) == 1
     assert recorder.recording.attention is None
     assert recorder.recording.blocks
 
 
-def test_without_guidance_there_is_one_branch(report_pipe) -> None:
-    result = report_pipe.generate("a circle", steps=1, guidance_scale=1, record=True)
+def test_without_guidance_there_is_one_branch(pipe) -> None:
+    result = pipe.generate("a circle", steps=1, guidance_scale=1, record=True)
     assert set(result.recording.steps[0].velocities) == {"cond", "guided"}
 
 
-def test_solvers_with_several_evaluations_have_one_record_a_step(report_pipe) -> None:
-    result = report_pipe.generate("a circle", steps=2, solver="heun", record=True)
+def test_solvers_with_several_evaluations_have_one_record_a_step(pipe) -> None:
+    result = pipe.generate("a circle", steps=2, solver="heun", record=True)
     assert [step.number for step in result.recording.steps] == [0, 1]
     assert {step for _, _, step, _ in result.recording.blocks} == {0, 1}
 
@@ -82,7 +82,7 @@ def test_nothing_recorded_is_no_report(unwatched, tmp_path) -> None:
         unwatched.report(tmp_path / "page.html")
 
 
-def test_compiled_models_are_refused(report_pipe, monkeypatch) -> None:
-    monkeypatch.setattr(report_pipe.mmdit, "_compiled_call_impl", lambda: None, raising=False)
+def test_compiled_models_are_refused(pipe, monkeypatch) -> None:
+    monkeypatch.setattr(pipe.mmdit, "_compiled_call_impl", lambda: None, raising=False)
     with pytest.raises(TapError, match="compiled"):
-        report_pipe.generate("a circle", steps=1, record=True)
+        pipe.generate("a circle", steps=1, record=True)
