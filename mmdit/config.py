@@ -48,14 +48,15 @@ class MMDiTConfig:
             shapes: name to shape, names without `model.diffusion_model.`.
 
         Raises:
-            ShapeError: a tensor that decides a size is absent or has the wrong number of axes.
+            ShapeError: a tensor that decides a size is absent or has the wrong number of axes, or the width
+                is no multiple of a head's.
         """
         dim, channels, patch_size, _ = shape_of(shapes, "x_embedder.proj.weight", 4)
         _, positions, _ = shape_of(shapes, "pos_embed", 3)
         return cls(
             dim=dim,
             depth=count_layers(shapes, "joint_blocks"),
-            num_heads=dim // HEAD_DIM,
+            num_heads=count_heads(dim),
             pos_embed_size=isqrt(positions),
             context_dim=shape_of(shapes, "context_embedder.weight", 2)[1],
             pooled_dim=shape_of(shapes, "y_embedder.mlp.0.weight", 2)[1],
@@ -73,6 +74,13 @@ def shape_of(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
         found = f"has shape {shape}" if name in shapes else "is not there"
         raise ShapeError(f"the sizes are read off {name!r}, which must have {ndim} axes, but it {found}")
     return shape
+
+
+def count_heads(dim: int) -> int:
+    """How many heads a width has; a ShapeError where it does not divide into whole ones."""
+    if dim < HEAD_DIM or dim % HEAD_DIM:
+        raise ShapeError(f"a width of {dim} does not divide into heads of {HEAD_DIM}")
+    return dim // HEAD_DIM
 
 
 def layers_with(names: Iterable[str], pattern: str) -> tuple[int, ...]:

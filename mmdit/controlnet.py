@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import AdaLN, Mlp, Norm, SelfAttention, modulate
-from .config import HEAD_DIM, Shapes, count_layers, shape_of
+from .config import Shapes, count_heads, count_layers, shape_of
 from .embed import TIMESTEP_CHANNELS, PatchEmbed, timestep_embedding
 from .model import MMDiT
 
@@ -46,14 +46,15 @@ class ControlNetConfig:
             shapes: name to shape, as in the official ControlNet files.
 
         Raises:
-            ShapeError: a tensor that decides a size is absent or has the wrong number of axes.
+            ShapeError: a tensor that decides a size is absent or has the wrong number of axes, or the width
+                is no multiple of a head's.
         """
         dim, channels, patch_size, _ = shape_of(shapes, "pos_embed_input.proj.weight", 4)
         pooled_dim = shape_of(shapes, "time_text_embed.text_embedder.linear_1.weight", 2)[1]
         return cls(
             dim=dim,
             depth=count_layers(shapes, "transformer_blocks"),
-            num_heads=dim // HEAD_DIM,
+            num_heads=count_heads(dim),
             pooled_dim=pooled_dim,
             channels=channels,
             patch_size=patch_size,

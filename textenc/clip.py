@@ -58,7 +58,8 @@ class CLIPConfig:
             num_heads: None takes heads of width 64, as every released CLIP has.
 
         Raises:
-            ValueError: a tensor that the sizes are read from is missing or has another rank.
+            ValueError: a tensor that the sizes are read from is missing or has another rank, or the width
+                does not divide into the heads.
         """
         vocab_size, dim = shape_of(shapes, "text_model.embeddings.token_embedding.weight", rank=2)
         positions, _ = shape_of(shapes, "text_model.embeddings.position_embedding.weight", rank=2)
@@ -76,8 +77,8 @@ class CLIPConfig:
         )
 
     def __post_init__(self) -> None:
-        if self.dim % self.num_heads:
-            raise ValueError(f"a width of {self.dim} does not divide into {self.num_heads} heads")
+        if not isinstance(self.num_heads, int) or self.num_heads < 1 or self.dim % self.num_heads:
+            raise ValueError(f"a width of {self.dim} does not divide into {self.num_heads!r} heads")
         if self.activation not in ("quick_gelu", "gelu"):
             raise ValueError(f"activation must be 'quick_gelu' or 'gelu', got {self.activation!r}")
 

@@ -48,7 +48,8 @@ class T5Config:
                 `shared.weight`, `encoder.embed_tokens.weight`, or both.
 
         Raises:
-            ValueError: a tensor that the sizes are read from is missing or has another rank.
+            ValueError: a tensor that the sizes are read from is missing or has another rank, or q does not
+                divide into the heads.
         """
         alias = "encoder.embed_tokens.weight"
         table = alias if alias in shapes and "shared.weight" not in shapes else "shared.weight"
@@ -57,7 +58,7 @@ class T5Config:
         buckets, num_heads = shape_of(shapes, f"{attention}.relative_attention_bias.weight", rank=2)
         inner, _ = shape_of(shapes, f"{attention}.q.weight", rank=2)
         mlp_dim, _ = shape_of(shapes, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", rank=2)
-        if inner % num_heads:
+        if num_heads < 1 or inner % num_heads:
             raise ValueError(f"T5: a q of width {inner} does not divide into {num_heads} heads")
         return cls(
             vocab_size=vocab_size,

@@ -51,15 +51,17 @@ class VAEConfig:
         """
         levels = _count(shapes, "encoder.down.{}.block.0.conv1.weight")
         blocks = _count(shapes, "encoder.down.0.block.{}.conv1.weight")
-        latent = shapes.get("decoder.conv_in.weight", ())
-        if not levels or len(latent) != 4:
-            absent = "decoder.conv_in.weight" if levels else "encoder.down.0.block.0.conv1.weight"
-            raise ValueError(
-                f"no autoencoder in these {len(shapes)} tensors: {absent} (four-dimensional) is not "
-                "among them; names are expected without the prefix 'first_stage_model.'"
-            )
-        widths = tuple(int(shapes[f"encoder.down.{i}.block.0.conv1.weight"][0]) for i in range(levels))
-        return cls(channels=widths, num_res_blocks=blocks, latent_channels=int(latent[1]))
+        # At least one level, so that a source without any is told which tensor it lacks.
+        firsts = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(max(levels, 1))]
+        for name in (*firsts, "decoder.conv_in.weight"):
+            if len(shapes.get(name, ())) != 4:
+                raise ValueError(
+                    f"no autoencoder in these {len(shapes)} tensors: {name} (four-dimensional) is not "
+                    "among them; names are expected without the prefix 'first_stage_model.'"
+                )
+        widths = tuple(int(shapes[name][0]) for name in firsts)
+        latent_channels = int(shapes["decoder.conv_in.weight"][1])
+        return cls(channels=widths, num_res_blocks=blocks, latent_channels=latent_channels)
 
 
 def _count(shapes: Mapping[str, Sequence[int]], template: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import FileFormatError, SourceError
@@ -159,6 +159,8 @@ def parse_header(text: bytes, *, name: str, data_bytes: int) -> Header:
     try:
         entries = json.loads(text)
         metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its __metadata__ should hold texts by name")
         parsed = sorted((_entry(key, value) for key, value in entries.items()), key=lambda entry: entry[2])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{name} has a damaged header ({error}): fetch the file again") from None
@@ -207,7 +209,10 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         """Check the file and map it; raises as `read_header` does."""
         self.header = read_header(path)
-        self._file = safe_open(path, framework="pt", device="cpu")
+        try:
+            self._file = safe_open(path, framework="pt", device="cpu")
+        except SafetensorError as error:
+            raise FileFormatError(f"{path} cannot be mapped ({error}): fetch the file again") from error
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor `name`, on the CPU, in the file's dtype."""

@@ -105,3 +105,13 @@ def test_a_controlnets_deciding_tensor_that_is_absent_is_named(name):
     del shapes[name]
     with pytest.raises(ShapeError, match=name):
         ControlNetConfig.from_shapes(shapes)
+
+
+@pytest.mark.parametrize("dim", [0, 32, 96])
+def test_a_width_that_is_not_made_of_heads_is_refused(dim, shapes):
+    with pytest.raises(ShapeError, match=f"a width of {dim} does not divide into heads of 64"):
+        MMDiTConfig.from_shapes(shapes | {"x_embedder.proj.weight": (dim, 4, 4, 4)})
+    with torch.device("meta"):
+        control = shapes_of(ControlNet(CONTROLNET))
+    with pytest.raises(ShapeError, match=f"a width of {dim} does not divide into heads of 64"):
+        ControlNetConfig.from_shapes(control | {"pos_embed_input.proj.weight": (dim, 17, 4, 4)})

@@ -40,6 +40,17 @@ def test_other_tensors_are_refused_by_name():
         VAEConfig.from_shapes({"first_stage_model.encoder.down.0.block.0.conv1.weight": (32, 32, 3, 3)})
 
 
+@pytest.mark.parametrize(
+    "name", ["encoder.down.0.block.0.conv1.weight", "encoder.down.1.block.0.conv1.weight"]
+)
+def test_a_weight_of_wrong_rank_is_refused_by_name(name):
+    config = VAEConfig(channels=(32, 32), num_res_blocks=1, latent_channels=4)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in VAE(config).state_dict().items()}
+    with pytest.raises(ValueError, match=rf"{name} \(four-dimensional\) is not"):
+        VAEConfig.from_shapes(shapes | {name: ()})
+
+
 def test_an_encoder_without_its_decoder_is_refused():
     shapes = {"encoder.down.0.block.0.conv1.weight": (32, 32, 3, 3)}
     with pytest.raises(ValueError, match=r"decoder\.conv_in\.weight"):

@@ -57,7 +57,12 @@ BAD = {
         "starts at byte 4",
     ),
     "no tensors": (packed({"__metadata__": {}}), "holds no tensors"),
+    "metadata of numbers": (packed({"__metadata__": {"step": 3}, **ONE}, bytes(8)), "hold texts by name"),
+    "metadata that is a list": (packed({"__metadata__": [], **ONE}, bytes(8)), "hold texts by name"),
 }
+
+
+ALIKE = ("bare HTML", "short garbage", "metadata that is a list")  # with the message of another kind
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -80,8 +85,18 @@ def test_each_kind_of_file_has_a_message_of_its_own(tmp_path):
         with pytest.raises(FileFormatError) as error:
             read_header(path)
         told.add((kind, str(error.value)))
-    messages = {message for kind, message in told if kind not in ("bare HTML", "short garbage")}
-    assert len(messages) == len(BAD) - 2
+    messages = {message for kind, message in told if kind not in ALIKE}
+    assert len(messages) == len(BAD) - len(ALIKE)
+
+
+def test_what_the_safetensors_library_refuses_is_refused_alike(tmp_path):
+    """A size of `true` is 1 to Python, and no number to the library."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(packed({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, bytes(4)))
+    with pytest.raises(
+        FileFormatError, match=r"model\.safetensors cannot be mapped \(.*fetch the file again"
+    ):
+        MappedFile(path)
 
 
 def test_a_pickle_under_its_own_name_is_never_opened(tmp_path):

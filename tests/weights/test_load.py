@@ -1,5 +1,6 @@
 """The same weights come out of every layout, mapped where they can be, and nothing else gets in."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,34 @@ def test_a_tensor_that_decides_a_size_is_missed_by_name(tmp_path, writers, parts
     state = {name: tensor for name, tensor in parts["mmdit"].items() if name != "x_embedder.proj.weight"}
     with pytest.raises(FitError, match=r"no whole MM-DiT.*x_embedder\.proj\.weight"):
         weights.load_mmdit(writers["write"](tmp_path / "m.safetensors", state))
+
+
+UNBUILDABLE = {
+    "mmdit": ("x_embedder.proj.weight", (32, 16, 2, 2), "a width of 32 does not divide into heads of 64"),
+    "controlnet": ("pos_embed_input.proj.weight", (32, 16, 2, 2), "a width of 32 does not divide"),
+    "vae": ("encoder.down.0.block.0.conv1.weight", (), "conv1.weight .four-dimensional. is not among them"),
+    "t5": (
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        (32, 0),
+        "a q of width 64 does not divide into 0 heads",
+    ),
+}
+
+
+@pytest.mark.parametrize("part", UNBUILDABLE)
+def test_sizes_that_make_no_module_are_a_misfit(tmp_path, writers, parts, part):
+    name, shape, message = UNBUILDABLE[part]
+    path = writers["write"](tmp_path / f"{part}.safetensors", parts[part] | {name: torch.ones(shape)})
+    with pytest.raises(FitError, match=f"holds no whole .*{message}"):
+        (LOAD | {"controlnet": weights.load_controlnet})[part](path)
+
+
+@pytest.mark.parametrize("heads", [0, -2, 3, "2", 2.5])
+def test_heads_that_a_config_cannot_mean_are_a_misfit(tmp_path, writers, parts, heads):
+    path = writers["write"](tmp_path / "clip_g.safetensors", parts["clip_g"])
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": heads}))
+    with pytest.raises(FitError, match=f"a width of 128 does not divide into {heads!r} heads"):
+        weights.load_clip(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
