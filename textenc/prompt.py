@@ -14,7 +14,7 @@ class Prompt:
     """What is asked for; an encoder without a text of its own reads `text`.
 
     Raises:
-        ValueError: a field is no string, or holds half of a surrogate pair.
+        ValueError: a field is no string (None, but for `text`), or holds half of a surrogate pair.
     """
 
     text: str = ""
@@ -23,7 +23,8 @@ class Prompt:
     t5: str | None = None
 
     def __post_init__(self) -> None:
-        for text in (self.text, self.clip_l, self.clip_g, self.t5):
+        check_text(self.text)
+        for text in (self.clip_l, self.clip_g, self.t5):
             if text is not None:
                 check_text(text)
 

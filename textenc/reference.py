@@ -63,9 +63,13 @@ def _unescape(prompt: str) -> list[Char]:
 
 def _unweighted(text: Text) -> Iterator[Text]:
     """The segments of a text, without the parentheses around them and the `:number` at their end."""
-    for group in _groups(text):
-        if len(group) >= 2 and group[0].is_plain("(") and group[-1].is_plain(")"):
-            yield from _unweighted(_without_number(group[1:-1]))
+    levels = [_groups(text)]  # not by recursion: a prompt may open thousands of parentheses
+    while levels:
+        group = next(levels[-1], None)
+        if group is None:
+            levels.pop()
+        elif len(group) >= 2 and group[0].is_plain("(") and group[-1].is_plain(")"):
+            levels.append(_groups(_without_number(group[1:-1])))
         else:
             yield group
 

@@ -248,3 +248,13 @@ def test_forms_of_a_prompt():
     same = [as_prompts("a"), as_prompts(["a"]), as_prompts(Prompt("a")), as_prompts({"text": "a"})]
     assert all(prompts == (Prompt("a"),) for prompts in same)
     assert [Prompt("a", clip_g="b").of(name) for name in ("clip_l", "clip_g", "t5")] == ["a", "b", "a"]
+    assert as_prompts({"text": "a", "t5": None}) == (Prompt("a"),)
+
+
+@pytest.mark.parametrize("prompt", [{"text": None}, {"text": 3}, {"t5": 3}, None, 3, ["a", None]])
+def test_what_is_no_text_is_refused(prompt):
+    with pytest.raises(ValueError, match=r"a prompt must be a string, got (NoneType|int)"):
+        as_prompts(prompt if isinstance(prompt, list) else [prompt])
+    if isinstance(prompt, dict):
+        with pytest.raises(ValueError, match="a prompt must be a string"):
+            Prompt(**prompt)

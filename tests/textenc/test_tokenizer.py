@@ -200,6 +200,14 @@ def test_words_of_the_reference_code(prompt, expected):
         )
 
 
+@pytest.mark.parametrize("depth", [1, 1000])
+def test_parentheses_may_be_nested_deeply(depth):
+    text = "(" * depth + "a:1.3)" + " b)" * (depth - 1) + " c"
+    found = ["".join(char.char for char in word) for word in words(text)]
+    assert found == ["a", *"b" * (depth - 1), "c"]
+    assert [len(word) for word in words("(" * depth + "a")] == [depth + 1]
+
+
 def test_window_is_filled_by_whole_words():
     small, large = ["t"] * 3, ["t"] * 8
     assert fill_window([small, small], 7) == 6
