@@ -156,7 +156,7 @@ class Captures(Mapping[str, Tensor]):
                     raise TapError(f"{path} holds no captures ({FORMAT}), but {metadata.get('format')!r}")
                 described = json.loads(metadata["records"])
                 return cls([_record(one, file.get_tensor(f"{i:06d}")) for i, one in enumerate(described)])
-        except (SafetensorError, KeyError, TypeError) as error:
+        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise TapError(f"{path} is damaged: {error}") from error
 
 

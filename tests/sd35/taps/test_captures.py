@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from sd35.taps import Captures, TapError, capture
+from sd35.taps.captures import FORMAT
 
 
 @pytest.fixture
@@ -59,6 +61,14 @@ def test_files_that_are_there_or_are_something_else(taps, tmp_path):
     with pytest.raises(FileNotFoundError):
         Captures.load(tmp_path / "none.safetensors")
     path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(TapError, match="damaged"):
+        Captures.load(path)
+
+
+@pytest.mark.parametrize("records", ["", "[{", "3", "[3]", '[{"tap": "a"}, {"tap": "b"}]', '[{"name": "a"}]'])
+def test_a_description_that_is_damaged(tmp_path, records):
+    path = tmp_path / "taps.safetensors"
+    save_file({"000000": torch.zeros(2)}, path, {"format": FORMAT, "records": records})
     with pytest.raises(TapError, match="damaged"):
         Captures.load(path)
 
