@@ -160,13 +160,14 @@ def open_repository(name: HubName) -> Folder:
 def _cached_snapshot(name: HubName, offline: OfflineError) -> Folder:
     """The folder of the cache that holds a revision; the error where there is none."""
     import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         # An empty pattern list asks for the folder, whatever part of the repository it holds.
         root = huggingface_hub.snapshot_download(
             name.repo, revision=name.revision, allow_patterns=[], local_files_only=True
         )
-    except Exception:
+    except LocalEntryNotFoundError:
         raise offline from None
     return LocalFolder(Path(root), name=f"{name} (cached)")
 
@@ -179,11 +180,17 @@ def explained(name: HubName) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise _explain(name, error) from error
+        explanation = _explain(name, error)
+        if explanation is None:
+            raise
+        raise explanation from error
 
 
-def _explain(name: HubName, error: Exception) -> HubError:
-    """Choose the error and write the message. The order matters: a gated repository is also 'not found'."""
+def _explain(name: HubName, error: Exception) -> HubError | None:
+    """Choose the error and write the message; None for what neither the Hub, the network nor the disk did.
+
+    The order matters: a gated repository is also 'not found'.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -220,6 +227,9 @@ def _explain(name: HubName, error: Exception) -> HubError:
             f"{name} cannot be stored in the cache ({error}): make room, or set HF_HOME to a "
             "folder that can be written to"
         )
+    # HfHubHTTPError is an error of the HTTP library too, whichever huggingface_hub uses: requests or httpx.
+    if not isinstance(error, (OSError, *errors.HfHubHTTPError.__bases__)):
+        return None
     is_offline = isinstance(error, errors.OfflineModeIsEnabled)
     why = (
         "HF_HUB_OFFLINE is set" if is_offline else f"there is no connection to the Hub ({_first_line(error)})"

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub import constants
 
 import weights
+from sd35.cli import main
 from weights.hub import HubName
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -192,6 +194,15 @@ def test_a_full_disk_is_not_called_a_lost_connection(hub, monkeypatch):
     assert not isinstance(caught.value, weights.OfflineError)
 
 
+def test_a_programming_error_is_not_called_a_lost_connection(hub, monkeypatch):
+    def broken(*_: object, **__: object) -> str:
+        raise TypeError("unexpected keyword argument 'revision'")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'revision'"):
+        weights.load_mmdit("owner/model")
+
+
 REFUSALS = {
     "no token": ("owner/gated", None, weights.GatedError, "no access token was sent: accept .* set HF_TOKEN"),
     "licence": ("owner/gated", "hf_x", weights.LicenceError, "has not been given access: log in and accept"),
@@ -210,6 +221,19 @@ def test_each_refusal_says_what_to_do(hub, monkeypatch, kind):
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
     assert hub.downloads == []
+
+
+@pytest.mark.parametrize("command", [["generate", "a circle", "-m"], ["inspect"]])
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_each_refusal_is_one_line_on_the_command_line(hub, monkeypatch, capsys, tmp_path, kind, command):
+    source, token, _, message = REFUSALS[kind]
+    monkeypatch.chdir(tmp_path)  # where a picture would go
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    assert main([*command, source]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"sd35 {command[0]}: error: .*{message}.*\n", err)
 
 
 @pytest.mark.parametrize(
