@@ -43,7 +43,7 @@ class Companion:
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name)
         ]
-        raise FlowError("the companion belongs to another generation:\n  " + "\n  ".join(wrong))
+        raise FlowError(f"the companion belongs to another generation: {'; '.join(wrong)}")
 
 
 def settings_of(
