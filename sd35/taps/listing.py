@@ -14,7 +14,7 @@ from .errors import TapError
 from .parts import Tap, find_taps
 from .watch import watching
 
-CONTEXT_LENGTH = 154  # of a short prompt: CLIP's window of 77 tokens, and 77 of T5
+WINDOW = 77  # tokens of a short prompt for each encoder; the context has a window of CLIP's and one of T5's
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TapInfo:
 
 
 def list_taps(
-    module: nn.Module, *, width: int = 1024, height: int = 1024, tokens: int = CONTEXT_LENGTH, batch: int = 1
+    module: nn.Module, *, width: int = 1024, height: int = 1024, tokens: int | None = None, batch: int = 1
 ) -> list[TapInfo]:
     """List the taps of a whole model in the order in which they are computed, with their shapes.
 
@@ -44,7 +44,8 @@ def list_taps(
         module: an `MMDiT`, `VAE`, `CLIP` or `T5`; one on the meta device will do.
         width: of the picture in pixels.
         height: of the picture in pixels.
-        tokens: length of the context; a CLIP reads no more than its 77.
+        tokens: that the module reads; a CLIP reads no more than its 77. None takes those of a short prompt:
+            77 for an encoder, 154 for the transformer.
         batch: rows of the batch; inside a generation both branches are in it.
 
     Raises:
@@ -76,7 +77,7 @@ def _rebuilt(module: MMDiT | VAE | CLIP | T5) -> MMDiT | VAE | CLIP | T5:
     return CLIP(module.config) if isinstance(module, CLIP) else T5(module.config)
 
 
-def _run(module: MMDiT | VAE | CLIP | T5, batch: int, height: int, width: int, tokens: int) -> None:
+def _run(module: MMDiT | VAE | CLIP | T5, batch: int, height: int, width: int, tokens: int | None) -> None:
     """Run a model on empty inputs of a picture's size."""
     if isinstance(module, VAE):
         module.decode(module.encode(torch.empty(batch, 3, height, width)))
@@ -85,9 +86,10 @@ def _run(module: MMDiT | VAE | CLIP | T5, batch: int, height: int, width: int, t
         module(
             torch.empty(batch, config.channels, height // 8, width // 8),
             torch.empty(batch),
-            torch.empty(batch, tokens, config.context_dim),
+            torch.empty(batch, 2 * WINDOW if tokens is None else tokens, config.context_dim),
             torch.empty(batch, config.pooled_dim),
         )
     else:
-        length = min(tokens, module.config.positions) if isinstance(module, CLIP) else tokens
+        length = WINDOW if tokens is None else tokens
+        length = min(length, module.config.positions) if isinstance(module, CLIP) else length
         module(torch.zeros(batch, length, dtype=torch.int64))

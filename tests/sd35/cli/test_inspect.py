@@ -2,7 +2,10 @@
 
 import json
 
+import torch
 from safetensors.torch import load_file, save_file
+
+from mmdit import ControlNet, ControlNetConfig
 
 
 def test_a_whole_model(sd35, model_folder) -> None:
@@ -34,6 +37,32 @@ def test_taps_are_listed_with_their_shapes(sd35, model_folder) -> None:
     lines = out.splitlines()
     assert {"mmdit", "vae", "clip_l", "clip_g", "t5"} <= set(lines)
     assert any(line.startswith("  joint_blocks.0.x_block.attn.ln_q  (") for line in lines)
+
+
+def test_taps_of_an_encoder_have_as_many_tokens_as_it_reads(sd35, model_folder) -> None:
+    parts = json.loads(sd35("inspect", model_folder, "--taps", "--json")[1])
+    shapes = {part: {tap["name"]: tap["shape"] for tap in taps} for part, taps in parts.items()}
+    assert shapes["t5"]["output"] == [1, 77, 32]
+    assert shapes["clip_l"]["last"] == [1, 77, 8]
+    assert shapes["mmdit"]["context_embedder"] == [1, 154, 64]
+    first = parts["mmdit"][0]
+    assert set(first) == {"name", "shape", "dims", "text"}
+    assert first["dims"][0] == "batch"
+
+
+def test_a_controlnet_is_named_among_the_taps_and_not_listed(sd35, model_folder, tmp_path) -> None:
+    net = ControlNet(ControlNetConfig(dim=64, depth=1, num_heads=1, pooled_dim=24))
+    state = {name: torch.zeros_like(tensor) for name, tensor in net.state_dict().items()}
+    save_file(state, tmp_path / "controlnet.safetensors")
+    status, out, err = sd35("inspect", tmp_path / "controlnet.safetensors", "--taps")
+    assert (status, err) == (0, "")
+    assert out == "controlnet\n  not listed: it runs beside the base that it steers, not by itself\n"
+    assert json.loads(sd35("inspect", tmp_path, "--taps", "--json")[1]) == {"controlnet": None}
+
+    (tmp_path / "vae.safetensors").symlink_to(model_folder / "sd3.5_random.safetensors")
+    status, out, _ = sd35("inspect", tmp_path, "--taps")
+    assert status == 0
+    assert {"mmdit", "vae", "controlnet"} <= set(out.splitlines())
 
 
 def test_a_source_that_is_none(sd35, tmp_path) -> None:
