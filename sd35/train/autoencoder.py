@@ -68,12 +68,12 @@ def train_joint(folder: Path, *, seed: int, device: torch.device) -> VAE:
     def details(step: int) -> Tensor:
         return loss_at(step, stage=7, side=64, number=8, kl_weight=DETAILS_KL)
 
-    average = fit(vae, colours, COLOURS, folder / "colours.safetensors", label="colours")
+    average = fit(vae, colours, COLOURS, folder / "colours.safetensors", seed=seed, label="colours")
     vae.load_state_dict(average.state_dict())
     out = vae.encoder.conv_out
     nn.init.zeros_(out.weight[CONFIG.latent_channels :])
     nn.init.constant_(bias_of(out)[CONFIG.latent_channels :], DETAILS_LOGVAR)
-    average = fit(vae, details, DETAILS, folder / "details.safetensors", label="details")
+    average = fit(vae, details, DETAILS, folder / "details.safetensors", seed=seed, label="details")
     vae.load_state_dict(average.state_dict())
     normalise(vae, pictures(seeded(seed, 2), 512, device))
     return vae
@@ -91,7 +91,7 @@ def train_decoder(vae: VAE, folder: Path, *, seed: int, device: torch.device) ->
             decoded = vae.decode(latents).float()
         return F.mse_loss(decoded, image)
 
-    average = fit(vae, loss_at, DECODER, folder / "decoder.safetensors", label="decoder")
+    average = fit(vae, loss_at, DECODER, folder / "decoder.safetensors", seed=seed, label="decoder")
     vae.load_state_dict(average.state_dict())
     return vae
 

@@ -2,12 +2,11 @@
 
 Batches are made from the number of the step alone, so a run that was interrupted and resumed
 sees what an uninterrupted one would have seen. The state is one safetensors file, written whole or
-not at all.
+not at all; it knows its seed and its plan, and is not taken up by another run.
 """
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
+
+from ..errors import SettingsError
+from ..files import written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ def fit(
     plan: Plan,
     state: Path,
     *,
+    seed: int,
     label: str,
     worker: nn.Module | None = None,
 ) -> nn.Module:
@@ -52,6 +55,7 @@ def fit(
         loss_at: step number to loss; it draws its batch from that number.
         plan: how long and how fast.
         state: where weights, average and optimizer are kept between runs.
+        seed: of the run, which `loss_at` draws from; a state of another seed is refused.
         label: shown before the progress bar.
         worker: a copy of the model in bfloat16, of which `loss_at` makes use; None where it uses the
             model. It gets the model's weights at each step and hands its gradients over.
@@ -60,14 +64,16 @@ def fit(
         The exponential moving average of the model.
 
     Raises:
+        SettingsError: `state` is of a run with another seed or plan.
         FloatingPointError: the loss is not a number; the state on disk is that of the last save.
     """
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, foreach=True
+        trained, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
     )
-    start = load_state(state, model, ema, optimizer) if state.exists() else 0
+    run = {name: str(value) for name, value in {"seed": seed, **asdict(plan)}.items()}
+    start = load_state(state, model, ema, optimizer, run) if state.exists() else 0
     progress = trange(start, plan.steps, initial=start, total=plan.steps, desc=label, mininterval=2)
     running = 0.0
     for step in progress:
@@ -90,7 +96,7 @@ def fit(
         running = value if step == start else 0.98 * running + 0.02 * value
         progress.set_postfix(loss=f"{running:.5f}", refresh=False)
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-            save_state(state, model, ema, optimizer, step + 1)
+            save_state(state, model, ema, optimizer, run, step + 1)
     return ema.module
 
 
@@ -101,25 +107,55 @@ def _hand_over(worker: nn.Module, model: nn.Module) -> None:
         source.grad = None
 
 
+def save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, replacing one that is there in one move.
+
+    An interruption leaves the file that was there. Where the process is killed, its unfinished file stays
+    beside it, under a hidden name that nothing reads.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path, overwrite=True) as new:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, metadata)
+
+
 def save_state(
-    path: Path, model: nn.Module, ema: AveragedModel, optimizer: torch.optim.Optimizer, step: int
+    path: Path,
+    model: nn.Module,
+    ema: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    run: Mapping[str, str],
+    step: int,
 ) -> None:
-    """Write everything that `load_state` needs, replacing the file in one move."""
+    """Write everything that `load_state` needs: weights, average, optimizer, the run and its next step."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"ema/{name}": tensor for name, tensor in ema.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam/{number}/{name}": tensor for name, tensor in moments.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"step": str(step)})
-    os.replace(partial, path)
+    save(tensors, path, {**run, "step": str(step)})
 
 
-def load_state(path: Path, model: nn.Module, ema: AveragedModel, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what `save_state` wrote and return the number of the next step."""
+def load_state(
+    path: Path,
+    model: nn.Module,
+    ema: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    run: Mapping[str, str],
+) -> int:
+    """Restore what `save_state` wrote and return the number of the next step.
+
+    Raises:
+        SettingsError: it is the state of another run.
+    """
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "adam": {}}
     with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
+        metadata = file.metadata() or {}
+        for name, value in run.items():
+            if metadata.get(name) != value:
+                raise SettingsError(
+                    f"{path} is of a run with {name} {metadata.get(name)}, not {value}: go on with the same "
+                    "options, or choose another output folder"
+                )
+        step = int(metadata["step"])
         for name in file.keys():  # noqa: SIM118 (a file is no dict and does not iterate)
             part, key = name.split("/", 1)
             parts[part][key] = file.get_tensor(name)

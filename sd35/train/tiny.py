@@ -7,25 +7,34 @@ under `training/`. At the end the folder holds the model in the official layout,
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vae import VAE
 
 from .autoencoder import SIZE, train_decoder, train_joint
+from .fit import save
 from .transformer import Painter, train_painter
-from .vocabulary import Tokenizers, write_tokenizers
+from .vocabulary import CLIP_FOLDERS, T5_FOLDER, Tokenizers, write_tokenizers
+
+STATE = "training"  # what is in the output folder of a run, from its first moment on
+ENCODERS = "text_encoders"
 
 
 def train(output: Path, *, seed: int = 0, device: str = "cpu") -> None:
     """Train the embedded model and write it to a folder.
 
     Args:
-        output: made if it does not exist; a run that was stopped goes on from what is there.
+        output: made if it does not exist; a run that was stopped goes on from what is there, and one that
+            was finished writes the same model again.
         seed: of every random number in it. Another machine's arithmetic still gives other weights.
         device: where to train; bfloat16 where that is fast, float32 for what must be exact.
+
+    Raises:
+        FileExistsError: the folder holds a model, or a part of one, that no run in it has made.
+        SettingsError: a run with another seed is under way in it.
     """
-    state = output / "training"
+    _refuse_foreign(output)
+    state = output / STATE
     state.mkdir(parents=True, exist_ok=True)
     write_tokenizers(output)
     where = torch.device(device)
@@ -38,14 +47,23 @@ def train(output: Path, *, seed: int = 0, device: str = "cpu") -> None:
 def write_model(painter: Painter, vae: VAE, output: Path) -> None:
     """Write all weights in the official layout, float16."""
     tensors = _half(painter.mmdit, "model.diffusion_model.") | _half(vae, "first_stage_model.")
-    encoders = output / "text_encoders"
-    encoders.mkdir(exist_ok=True)
+    encoders = output / ENCODERS
     # The pipeline draws at the size that a file names so, as the official ones do.
     resolution = {"modelspec.resolution": f"{SIZE}x{SIZE}"}
-    save_file(tensors, output / "sd3.5_tiny.safetensors", resolution)
-    save_file(_half(painter.clip_l), encoders / "clip_l.safetensors")
-    save_file(_half(painter.clip_g), encoders / "clip_g.safetensors")
-    save_file(_half(painter.t5), encoders / "t5xxl_fp16.safetensors")
+    save(tensors, output / "sd3.5_tiny.safetensors", resolution)
+    save(_half(painter.clip_l), encoders / "clip_l.safetensors")
+    save(_half(painter.clip_g), encoders / "clip_g.safetensors")
+    save(_half(painter.t5), encoders / "t5xxl_fp16.safetensors")
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Refuse a folder with a model in it, unless a run began there."""
+    folders = [output / name for name in (ENCODERS, *CLIP_FOLDERS, T5_FOLDER)]
+    there = [*output.glob("*.safetensors"), *(folder for folder in folders if folder.exists())]
+    if there and not (output / STATE).exists():
+        raise FileExistsError(
+            f"{there[0]} exists and was not made by a training in {output}: choose another output folder"
+        )
 
 
 def _half(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from textenc.tokenizer import CLIPTokenizer, T5Tokenizer
 
+from ..files import written
 from .captions import (
     BACKGROUND_WORDS,
     COLOUR_WORDS,
@@ -81,18 +82,20 @@ class Tokenizers:
 def write_tokenizers(folder: Path) -> None:
     """Write `tokenizer/` and `tokenizer_2/` (CLIP) and `tokenizer_3/` (T5) into `folder`.
 
-    The folders are made where they are missing; files of the same name are replaced.
+    The folders are made where they are missing; files of the same name are replaced, each in one move.
     """
     merges = learn_merges(word for phrase in words() for word in re.findall("[a-z]+", phrase))
     vocabulary = json.dumps(clip_vocabulary(merges), ensure_ascii=False)
     ranked = "".join(f"{left} {right}\n" for left, right in merges)
-    for name in CLIP_FOLDERS:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / "vocab.json").write_text(vocabulary, encoding="utf-8")
-        (folder / name / "merges.txt").write_text(f"#version: 0.2\n{ranked}", encoding="utf-8")
-    (folder / T5_FOLDER).mkdir(parents=True, exist_ok=True)
     tokenizer = json.dumps(t5_tokenizer(t5_pieces(words())), ensure_ascii=False, indent=1)
-    (folder / T5_FOLDER / "tokenizer.json").write_text(tokenizer + "\n", encoding="utf-8")
+    texts = {Path(T5_FOLDER) / "tokenizer.json": f"{tokenizer}\n"}
+    for name in CLIP_FOLDERS:
+        texts[Path(name) / "vocab.json"] = vocabulary
+        texts[Path(name) / "merges.txt"] = f"#version: 0.2\n{ranked}"
+    for path, text in texts.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        with written(folder / path, overwrite=True) as new:
+            new.write_text(text, encoding="utf-8")
 
 
 def words() -> list[str]:

@@ -1,12 +1,15 @@
 """The training loop: that stopping and resuming changes nothing, and that it refuses a loss that is none."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sd35 import SettingsError
 from sd35.train.fit import Plan, fit, seeded
 
 PLAN = Plan(steps=12, learning_rate=1e-2, warmup=3, ema=0.9, save_every=4)
@@ -33,22 +36,63 @@ def loss_of(linear: nn.Module, stop_at: int | None = None):
 def test_it_learns(tmp_path: Path) -> None:
     linear = model()
     before = loss_of(linear)(99).item()
-    average = fit(linear, loss_of(linear), PLAN, tmp_path / "state.safetensors", label="test")
+    average = fit(linear, loss_of(linear), PLAN, tmp_path / "state.safetensors", seed=0, label="test")
     assert loss_of(linear)(99).item() < before
     assert loss_of(average)(99).item() < before
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     straight = model()
-    expected = fit(straight, loss_of(straight), PLAN, tmp_path / "a.safetensors", label="test")
+    expected = fit(straight, loss_of(straight), PLAN, tmp_path / "a.safetensors", seed=0, label="test")
     stopped = model()
     with pytest.raises(KeyboardInterrupt):
-        fit(stopped, loss_of(stopped, stop_at=7), PLAN, tmp_path / "b.safetensors", label="test")
+        fit(stopped, loss_of(stopped, stop_at=7), PLAN, tmp_path / "b.safetensors", seed=0, label="test")
     resumed = model()
-    actual = fit(resumed, loss_of(resumed), PLAN, tmp_path / "b.safetensors", label="test")
+    actual = fit(resumed, loss_of(resumed), PLAN, tmp_path / "b.safetensors", seed=0, label="test")
     assert torch.equal(straight.weight, resumed.weight)
     assert torch.equal(expected.get_parameter("weight"), actual.get_parameter("weight"))
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("seed", "plan", "message"),
+    [
+        (1, PLAN, "is of a run with seed 0, not 1: go on with the same options, or choose another output"),
+        (0, replace(PLAN, ema=0.5), "is of a run with ema 0.9, not 0.5"),
+        (0, replace(PLAN, steps=13), "is of a run with steps 12, not 13"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(tmp_path: Path, seed: int, plan: Plan, message: str) -> None:
+    state = tmp_path / "state.safetensors"
+    linear = model()
+    fit(linear, loss_of(linear), PLAN, state, seed=0, label="test")
+    before = state.read_bytes()
+    with pytest.raises(SettingsError, match=f"{state} {message}"):
+        fit(linear, loss_of(linear), plan, state, seed=seed, label="test")
+    assert state.read_bytes() == before
+
+
+def test_a_stop_while_the_state_is_written_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
+    def cut(tensors, path: Path, metadata=None) -> None:
+        path.write_bytes(b"half")
+        if metadata["step"] == "8":
+            raise KeyboardInterrupt
+        save_file(tensors, path, metadata)
+
+    state = tmp_path / "state.safetensors"
+    linear = model()
+    with monkeypatch.context() as patch:
+        patch.setattr("sd35.train.fit.save_file", cut)
+        with pytest.raises(KeyboardInterrupt):
+            fit(linear, loss_of(linear), PLAN, state, seed=0, label="test")
+    assert list(tmp_path.iterdir()) == [state]
+
+    (tmp_path / ".sd35-0123.tmp").write_bytes(b"half")  # what a killed process leaves
+    steps: list[int] = []
+    resumed = model()
+    watched = loss_of(resumed)
+    fit(resumed, lambda step: steps.append(step) or watched(step), PLAN, state, seed=0, label="test")
+    assert steps == list(range(4, 12))
 
 
 def test_a_worker_in_bfloat16_computes_and_the_model_keeps_float32(tmp_path: Path) -> None:
@@ -61,7 +105,7 @@ def test_a_worker_in_bfloat16_computes_and_the_model_keeps_float32(tmp_path: Pat
         return (worker(x.bfloat16()).float() - x[:, :2]).square().mean()
 
     before = linear.weight.clone()
-    fit(linear, loss_at, PLAN, tmp_path / "state.safetensors", label="test", worker=worker)
+    fit(linear, loss_at, PLAN, tmp_path / "state.safetensors", seed=0, label="test", worker=worker)
     assert linear.weight.dtype == torch.float32
     assert not torch.equal(linear.weight, before)
     assert not torch.equal(linear.weight, linear.weight.bfloat16().float())
@@ -75,6 +119,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
             lambda step: linear.weight.sum() * float("nan"),
             PLAN,
             tmp_path / "state.safetensors",
+            seed=0,
             label="test",
         )
     assert not list(tmp_path.iterdir())
