@@ -1,11 +1,15 @@
 """What the transformer's training is made of."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from sd35.train import transformer
 from sd35.train.fit import seeded
-from sd35.train.transformer import ExplicitAttention, Painter
+from sd35.train.transformer import ExplicitAttention, Painter, encoded_scenes
+from vae import VAE, VAEConfig
 
 
 @pytest.mark.parametrize(
@@ -41,3 +45,22 @@ def test_a_dropped_encoder_leaves_zeros() -> None:
         "T5": [True, False],
         "CLIP-L pooled": [False, True],
     }
+
+
+def test_latents_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+    def cut(tensors, path: Path, metadata=None) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transformer, "SCENES", 2)
+    vae = VAE(VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1, latent_channels=16))
+    path, options = tmp_path / "latents.safetensors", {"seed": 0, "device": torch.device("cpu")}
+    with monkeypatch.context() as patch:
+        patch.setattr("sd35.train.fit.save_file", cut)
+        with pytest.raises(KeyboardInterrupt):
+            encoded_scenes(vae, path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+    _, latents = encoded_scenes(vae, path, **options)
+    assert latents.shape == (2, 16, 16, 16)
+    assert torch.equal(encoded_scenes(vae, path, **options)[1], latents)
