@@ -32,6 +32,7 @@ import flow
 import weights
 from vae.image import to_uint8
 from weights import Source
+from weights.load import load_component
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 """Largest error relative to the largest magnitude: the order of sums, over the depth of the real models."""
@@ -40,14 +41,19 @@ LOOSER = 4
 """States of a trajectory gather the errors of the steps before; the reference rounds them to its dtype."""
 
 ENCODERS = ("clip_l", "clip_g", "t5")
+PARTS = (*ENCODERS, "mmdit", "vae")
 
 
-def check_text(table: Table, source: Source, prompts: list[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Token ids, each encoder's layers, and the assembled encoding; returns the reference's encoding."""
-    ours = weights.load_textenc(source.name, dtype=dtype, one_by_one=True)
+def check_text(
+    table: Table, source: Source, names: list[str], args: argparse.Namespace, dtype: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
+    """Token ids and layers of these encoders; of all three, the encoding, and the reference's is returned."""
+    prompts, wanted = [args.prompt, ""], {name: name in names for name in ENCODERS}
+    ours = weights.load_textenc(args.source, dtype=dtype, one_by_one=True, **wanted)
     tokens = ours.tokenize(prompts, policy="diffusers")
     parts = {}
-    for name, suffix in zip(ENCODERS, ("", "_2", "_3"), strict=True):
+    for name in names:
+        suffix = {"clip_l": "", "clip_g": "_2", "t5": "_3"}[name]
         tokenizer, model = theirs.tokenizer(source, name), theirs.load(source, name, dtype)
         parts |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": model}
         length = 256 if name == "t5" else 77
@@ -56,6 +62,8 @@ def check_text(table: Table, source: Source, prompts: list[str], dtype: torch.dt
         )
         table.add_equal(f"{name} token ids", ids.input_ids, torch.tensor([one.ids for one in tokens[name]]))
         check_encoder(table, source, name, model, ids.input_ids, dtype)
+    if len(names) < len(ENCODERS):
+        return None
     pipe = StableDiffusion3Pipeline(transformer=None, vae=None, scheduler=theirs.scheduler(source), **parts)
     context, _, pooled, _ = pipe.encode_prompt(
         prompts, None, None, device="cpu", do_classifier_free_guidance=False, max_sequence_length=256
@@ -70,13 +78,12 @@ def check_encoder(
     table: Table, source: Source, name: str, model: nn.Module, ids: Tensor, dtype: torch.dtype
 ) -> None:
     """Every layer of one text encoder over the same ids."""
+    ours = load_component(source.component(name), dtype=dtype)
     if name == "t5":
-        ours = weights.load_t5(source.name, dtype=dtype)
         taps = {"shared": ("encoder.embed_tokens", whole)}
         taps |= {f"encoder.block.{i}": (f"encoder.block.{i}", whole) for i in range(ours.config.depth)}
         calls = (lambda: {"last": model(ids).last_hidden_state}, lambda: {"last": ours(ids)})
     else:
-        ours = weights.load_clip(source.name, dtype=dtype, part=name)
         paths = ["text_model.embeddings"]
         paths += [f"text_model.encoder.layers.{i}" for i in range(ours.config.depth)]
         taps = {path: (path, whole) for path in paths}
@@ -92,13 +99,14 @@ def _clip_outputs(output) -> dict[str, Tensor]:
 def check_transformer(
     table: Table,
     source: Source,
-    context: Tensor,
-    pooled: Tensor,
+    encoding: tuple[Tensor, Tensor],
+    noise: Tensor,
     args: argparse.Namespace,
     dtype: torch.dtype,
 ) -> Tensor:
     """Noise levels, every block at the first of them, each state of a trajectory; returns the latents."""
-    model, ours = theirs.load(source, "mmdit", dtype), weights.load_mmdit(source.name, dtype=dtype)
+    context, pooled = encoding
+    model, ours = theirs.load(source, "mmdit", dtype), load_component(source.component("mmdit"), dtype=dtype)
     pipe = StableDiffusion3Pipeline(
         transformer=model, vae=None, scheduler=theirs.scheduler(source),
         **{f"{kind}{suffix}": None for kind in ("tokenizer", "text_encoder") for suffix in ("", "_2", "_3")},
@@ -107,8 +115,6 @@ def check_transformer(
     pipe.scheduler.set_timesteps(args.steps)
     table.add_equal("sigmas", pipe.scheduler.sigmas, sigmas)
 
-    generator = torch.Generator().manual_seed(args.seed)
-    noise = torch.randn(1, 16, args.height // 8, args.width // 8, generator=generator)
     both, sigma = noise.repeat(2, 1, 1, 1), sigmas[:1].expand(2)
     calls = (
         lambda: {"velocity": model(both.to(dtype), context, pooled, 1000 * sigma, return_dict=False)[0]},
@@ -138,7 +144,7 @@ def check_transformer(
 
 def check_vae(table: Table, source: Source, latents: Tensor, dtype: torch.dtype) -> None:
     """Both halves of the autoencoder and the eight-bit picture."""
-    model, ours = theirs.load(source, "vae", dtype), weights.load_vae(source.name, dtype=dtype)
+    model, ours = theirs.load(source, "vae", dtype), load_component(source.component("vae"), dtype=dtype)
     latents = latents.to(dtype)
     shift, scale = model.config.shift_factor, model.config.scaling_factor
     taps, half = vae_taps(len(ours.config.channels)), ("decoder", "encoder")
@@ -161,16 +167,9 @@ def check_vae(table: Table, source: Source, latents: Tensor, dtype: torch.dtype)
     run_both(table, "vae", (model, ours), encoder, calls)
 
 
-def encodings(
-    table: Table, source: Source, prompts: list[str], dtype: torch.dtype, seed: int
-) -> tuple[Tensor, Tensor]:
-    """What the transformer reads: the prompts' encoding, or noise where the source has no encoders."""
-    lacking = [name for name in ENCODERS if name not in source.components or name not in source.tokenizers]
-    if not lacking:
-        return check_text(table, source, prompts, dtype)
-    print(f"(text left out: {', '.join(lacking)} or its tokenizer is not in this source; context is random)")
+def random_encoding(source: Source, generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the transformer reads where the source does not have all encoders."""
     config = weights.build_mmdit(source.component("mmdit").shapes()).config
-    generator = torch.Generator().manual_seed(seed)
     context = torch.randn(2, 77 + 256, config.context_dim, generator=generator)
     return context.to(dtype), torch.randn(2, config.pooled_dim, generator=generator).to(dtype)
 
@@ -197,16 +196,31 @@ def arguments(argv: Iterable[str] | None = None) -> argparse.Namespace:
 
 @torch.no_grad()
 def compare(source: Source, args: argparse.Namespace) -> Table:
-    """Run every part of a source that is there, in both."""
+    """Run every part of a source that is there, in both; a text encoder only with its tokenizer.
+
+    What a part would read of one that is not there is random.
+    """
     dtype = getattr(torch, args.dtype)
+    there = [part for part in PARTS if part in source.components]
+    encoders = [part for part in there if part in source.tokenizers]
+    there = [part for part in there if part in encoders or part not in ENCODERS]
+    if not there:
+        raise SystemExit(f"{source.name} holds nothing to compare: no {', '.join(PARTS)} (with tokenizers)")
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (diffusers, transformers))
     print(f"{source.name}, {args.dtype}; {versions}")
+    if left_out := [part for part in PARTS if part not in there]:
+        print(f"left out, since they or their tokenizers are not in this source: {', '.join(left_out)}")
     table = Table(LIMITS[dtype])
+    generator = torch.Generator().manual_seed(args.seed)
+    latents = torch.randn(1, 16, args.height // 8, args.width // 8, generator=generator)
     # In float64 the references' norms still take their statistics in float32; that is lifted here.
     with float64_statistics() if dtype == torch.float64 else nullcontext():
-        context, pooled = encodings(table, source, [args.prompt, ""], dtype, args.seed)
-        latents = check_transformer(table, source, context, pooled, args, dtype)
-        check_vae(table, source, latents, dtype)
+        encoding = check_text(table, source, encoders, args, dtype) if encoders else None
+        if "mmdit" in there:
+            encoding = encoding or random_encoding(source, generator, dtype)
+            latents = check_transformer(table, source, encoding, latents, args, dtype)
+        if "vae" in there:
+            check_vae(table, source, latents, dtype)
     return table
 
 
@@ -219,7 +233,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     with TemporaryDirectory(prefix="random-sd3-") as folder:
         if args.random:
             theirs.random_folder(Path(folder), args.random)
-        table = compare(weights.resolve(folder if args.random else args.source), args)
+            args.source = folder
+        table = compare(weights.resolve(args.source, PARTS), args)
     if table.departed:
         print(f"\nfirst departure: {table.departed[0]} ({len(table.departed)} stages above {table.limit:g})")
         return 1

@@ -1,12 +1,13 @@
 """The parts of any source as modules of diffusers and transformers, for `live.py`.
 
-A folder in diffusers' layout is loaded by the references themselves. From an official layout, whose keys
-are this project's, the tensors go through diffusers' own single-file converters into modules of the sizes
-that the shapes tell. Either way none of this project's key tables decides what the references hold.
+What diffusers or transformers wrote, weights beside their config.json, is loaded by them. Other tensors go
+into modules of the sizes that the shapes tell: under the names they have where those are diffusers', and
+through diffusers' own single-file converters where they are official, which are this project's. Either way
+none of this project's key tables decides what the references hold.
 """
 
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import reference_models as models
 import reference_shapes as shapes
@@ -18,7 +19,7 @@ from diffusers.loaders.single_file_utils import (
     convert_sd3_transformer_checkpoint_to_diffusers,
 )
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -29,10 +30,11 @@ from transformers import (
 )
 
 from weights import Source
+from weights.component import Component
+from weights.file import MappedFile
 from weights.load import build_component
 
-FOLDERS = {"mmdit": "transformer", "vae": "vae", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-FOLDERS |= {"t5": "text_encoder_3"}
+SAVED = ("diffusion_pytorch_model.", "model.")  # how the files begin that the references write
 CLASSES = {"mmdit": SD3Transformer2DModel, "vae": AutoencoderKL, "t5": T5EncoderModel}
 CLASSES |= dict.fromkeys(("clip_l", "clip_g"), CLIPTextModelWithProjection)
 
@@ -40,39 +42,47 @@ CLASSES |= dict.fromkeys(("clip_l", "clip_g"), CLIPTextModelWithProjection)
 def load(source: Source, part: str, dtype: torch.dtype) -> nn.Module:
     """One part as the reference's module, in eval mode."""
     component = source.component(part)
-    if component.unit.name.startswith(f"{FOLDERS[part]}/"):
-        folder = component.unit.folder.path(component.unit.name).parent
-        for file in [*component.files, f"{FOLDERS[part]}/config.json"]:
-            component.unit.folder.path(file)  # a file of the Hub is downloaded here
-        model = CLASSES[part].from_pretrained(folder, torch_dtype=torch.float32)
+    folder, path = component.unit.folder, PurePosixPath(component.unit.name)
+    config = (path.parent / "config.json").as_posix()
+    if path.name.startswith(SAVED) and config in folder.files():
+        for file in (*component.files, config):
+            folder.path(file)  # a file of the Hub is downloaded here
+        model = CLASSES[part].from_pretrained(folder.path(str(path)).parent, torch_dtype=torch.float32)
     else:
-        model = _from_official(part, component)
+        model = _from_tensors(part, component)
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def _from_official(part: str, component) -> nn.Module:
-    """Build the reference's module by the sizes this project read, and fill it through its converters."""
+def _from_tensors(part: str, component: Component) -> nn.Module:
+    """Build the reference's module by the sizes this project read, and fill it."""
     config = build_component(component).config
-    tensors = {name: tensor.float() for name, tensor in component.tensors().items()}
     build = {"mmdit": _transformer, "vae": _autoencoder, "t5": _t5}.get(part, _clip)
     with torch.device("meta"):
         model = build(config)
-    if part == "mmdit":
-        tensors = convert_sd3_transformer_checkpoint_to_diffusers(tensors)
-    elif part == "vae":
-        tensors = convert_ldm_vae_checkpoint(tensors, model.config)
-    elif part == "t5":
-        tensors.setdefault("encoder.embed_tokens.weight", tensors["shared.weight"])
+    if component.layout == "diffusers":
+        unit = component.unit
+        tensors = {name: MappedFile(unit.folder.path(unit.files[name]))[name] for name in component.sources}
     else:
-        if part == "clip_l":  # the official file has none, and the references put the identity there
-            tensors["text_projection.weight"] = torch.eye(config.dim)
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+        tensors = _converted(part, component.tensors(), model)
     model = model.to_empty(device="cpu")
     for module in model.modules():  # what is computed rather than stored
         if hasattr(module, "position_ids"):
             module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
-    model.load_state_dict(tensors)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return model
+
+
+def _converted(part: str, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Official tensors under the reference's names."""
+    if part == "mmdit":
+        return convert_sd3_transformer_checkpoint_to_diffusers(tensors)
+    if part == "vae":
+        return convert_ldm_vae_checkpoint(tensors, model.config)
+    if part == "t5":
+        return {"encoder.embed_tokens.weight": tensors["shared.weight"], **tensors}
+    if part == "clip_l":  # the official file has none, and the references put the identity there
+        tensors["text_projection.weight"] = torch.eye(model.config.hidden_size)
+    return tensors
 
 
 def _transformer(config) -> SD3Transformer2DModel:
