@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .errors import FlowError
-from .precision import wide
+from .precision import as_float64, wide
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Closeness:
 
 
 def closeness(found: Tensor, true: Tensor, data_range: float | None = None) -> Closeness:
-    """Compare a tensor with the true one, in float64.
+    """Compare a tensor with the true one, in float64: on their device, or on the CPU where it has none.
 
     Args:
         found: (B, *S).
@@ -47,7 +47,7 @@ def closeness(found: Tensor, true: Tensor, data_range: float | None = None) -> C
     data_range = float(wide(true).max() - wide(true).min()) if data_range is None else data_range
     if not data_range > 0:
         raise FlowError(f"PSNR needs a positive data_range, got {data_range}; pass one for constant data")
-    a, b = found.double().flatten(1), true.double().flatten(1)
+    a, b = as_float64(found).flatten(1), as_float64(true).flatten(1)
     mse = (a - b).square().mean(1)
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     return Closeness(

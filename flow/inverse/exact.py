@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ..errors import FlowError
 from ..path import per_sample
+from ..precision import as_float64
 from ..solvers.base import Velocity, prepare
-from ..solvers.runge_kutta import SLOPES, Slope
+from ..solvers.runge_kutta import SLOPES
+from ..solvers.table import lookup
 from .approximate import Counted
 from .report import InverseStep, StepReport
 
@@ -29,7 +31,7 @@ MEMORY = 16
 SHORTEST = 1e-3
 """Of moves that count for that, relative to x."""
 PATIENCE = 8
-"""Evaluations without a tenth off the residual after which a step is given up: it stands at its noise."""
+"""Trials without a tenth off the residual after which a step is given up: it stands at its noise."""
 REGULARISATION = 1e-12
 """Of the least-squares problem, relative to its size."""
 
@@ -46,7 +48,7 @@ def exact(
     """Find the noise that a generation by Euler's or another one-step method started from.
 
     Evaluate the velocity in float32: the steps' contraction multiplies its rounding, and in bfloat16 that
-    is the whole error. Iterates are kept in float64 where the device has it.
+    is the whole error. Iterates are kept in float64, on the CPU where the device has none.
 
     Args:
         velocity: that of the generation: same prompt, negative prompt and guidance.
@@ -56,7 +58,8 @@ def exact(
         accuracy: the tolerance at σ = 1, of the residual's root mean square; σ^1.5 times that at σ. Smaller
             is more exact and costs more: on guided fields 1e-2 costs about 2 evaluations a step, 1e-5 about
             4.
-        max_evaluations: per step; a step that is not done by then is reported with how far it came.
+        max_evaluations: of the velocity, per step; a step that is not done by then is reported with how far
+            it came. A trial of a beginning takes as many as a step of the solver: 1, 2, 2 and 4.
 
     Raises:
         FlowError: a solver with memory or choices of its own; an accuracy below the rounding of the dtype;
@@ -73,21 +76,19 @@ def exact(
         raise FlowError(
             f"accuracy must be at least {rounding:.1e}, the rounding of {x.dtype}; got {accuracy:g}"
         )
-    if max_evaluations < 1:
-        raise FlowError(f"max_evaluations must be at least 1, got {max_evaluations}")
-    return _inverse(velocity, SLOPES[solver], x, table, accuracy, max_evaluations)
+    cost = lookup(solver).evaluations
+    assert cost is not None
+    if max_evaluations < cost:
+        raise FlowError(
+            f"max_evaluations must be at least {cost}, one step of {solver}; got {max_evaluations}"
+        )
+    return _inverse(velocity, solver, x, table, accuracy, max_evaluations // cost)
 
 
 def _inverse(
-    velocity: Velocity,
-    slope: Slope,
-    y: Tensor,
-    sigmas: Tensor,
-    accuracy: float,
-    max_evaluations: int,
+    velocity: Velocity, solver: str, data: Tensor, sigmas: Tensor, accuracy: float, trials: int
 ) -> Iterator[InverseStep]:
-    dtype = y.dtype
-    y = y.to(torch.float32 if y.device.type == "mps" else torch.float64)
+    slope, y = SLOPES[solver], as_float64(data)
     past: list[tuple[float, Tensor]] = []  # slopes of the last two steps inverted, and their sigmas
     for number in reversed(range(len(sigmas) - 1)):
         sigma, sigma_next = sigmas[number], sigmas[number + 1]
@@ -95,10 +96,10 @@ def _inverse(
         counted = Counted(velocity)
 
         def mean_slope(x: Tensor, counted: Velocity = counted, number: int = number) -> Tensor:
-            return slope(counted, x.to(dtype), sigmas[number], sigmas[number + 1], number)[1].to(x)
+            return as_float64(slope(counted, x.to(data), sigmas[number], sigmas[number + 1], number)[1])
 
         tolerance = accuracy * float(sigma) ** 1.5
-        found = solve_step(mean_slope, y, h, _extrapolated(past, float(sigma)), tolerance, max_evaluations)
+        found = solve_step(mean_slope, y, h, _extrapolated(past, float(sigma)), tolerance, trials)
         past = [*past[-1:], (float(sigma), (y - found.x) / h)]
         y = found.x
         report = StepReport(
@@ -110,7 +111,7 @@ def _inverse(
             tolerance,
             tuple(found.stretch.tolist()),
         )
-        yield InverseStep(y.to(dtype), report)
+        yield InverseStep(y.to(data), report)
 
 
 def _extrapolated(past: list[tuple[float, Tensor]], sigma: float) -> Tensor | None:
@@ -186,7 +187,7 @@ def solve_step(
     h: float,
     guess: Tensor | None,
     tolerance: float,
-    max_evaluations: int,
+    trials: int,
 ) -> _Found:
     """Solve x + h · mean_slope(x) = y for x.
 
@@ -197,7 +198,7 @@ def solve_step(
     x, iterates = (y if guess is None else y - h * guess), _Iterates()
     best, least = x, torch.full_like(y.flatten(1)[:, 0], math.inf)
     stalled, mark = 0, math.inf
-    for _ in range(max_evaluations):
+    for _ in range(trials):
         image = y - h * mean_slope(x)
         residual = (image - x).flatten(1).square().mean(1).sqrt()
         iterates.add(x.flatten(1), image.flatten(1))

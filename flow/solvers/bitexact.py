@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FlowError
+from ..precision import as_float64, off_mps
 from .base import Step, Velocity, evaluate, prepare
 
 GRID_BITS = 20
@@ -54,7 +55,7 @@ def bitexact(velocity: Velocity, x: Tensor, sigmas: Tensor, *, bits: int = GRID_
     """
     x, sigmas = prepare(x, sigmas)
     check_bits(bits)
-    hs = sigmas.double().diff()
+    hs = as_float64(sigmas).diff()
 
     def steps(start: Tensor) -> Iterator[Step]:
         x = to_grid(start, bits)
@@ -67,13 +68,13 @@ def bitexact(velocity: Velocity, x: Tensor, sigmas: Tensor, *, bits: int = GRID_
         for number, h in enumerate(hs):
             sigma, sigma_next = sigmas[number], sigmas[number + 1]
             v = m
-            half = to_grid(h * v.double() / 2, bits)
+            half = pushed(h / 2, v, bits)
             if sigma_next == 0:
-                x = x + to_grid(h * v.double(), bits)
+                x = x + pushed(h, v, bits)
             else:
                 z = 2 * x - z + 2 * half
                 m = evaluate(velocity, from_grid(z, bits, start), sigma_next, number)
-                x = x + half + to_grid(h * m.double() / 2, bits)
+                x = x + half + pushed(h / 2, m, bits)
             seen = from_grid(x, bits, start)
             companion = {"z": compact(z - x), "check": bit_sums(m)}
             if offset.any():
@@ -99,7 +100,7 @@ def undo_bitexact(
     x, sigmas = prepare(x, sigmas)
     check_bits(bits)
     _check_companion(x, companion)
-    hs = sigmas.double().diff()
+    hs = as_float64(sigmas).diff()
 
     def steps(end: Tensor) -> Iterator[Step]:
         x = to_grid(end, bits)
@@ -114,12 +115,12 @@ def undo_bitexact(
         for number in reversed(range(len(hs))):
             sigma, sigma_next, h = sigmas[number], sigmas[number + 1], hs[number]
             if sigma_next == 0:
-                x = x - to_grid(h * m.double(), bits)
+                x = x - pushed(h, m, bits)
             else:
-                half = to_grid(h * m.double() / 2, bits)
+                half = pushed(h / 2, m, bits)
                 z = 2 * x - z - 2 * half
                 m = evaluate(velocity, from_grid(z, bits, end), sigma, number)
-                x = x - half - to_grid(h * m.double() / 2, bits)
+                x = x - half - pushed(h / 2, m, bits)
             if number == 0 and not torch.equal(x, z):
                 raise FlowError(f"the way back did not end where the generation began. {NEEDS}")
             seen = from_grid(x, bits, end)
@@ -137,12 +138,12 @@ def on_grid(noise: Tensor, bits: int = GRID_BITS) -> Tensor:
 
 
 def to_grid(x: Tensor, bits: int) -> Tensor:
-    """The nearest grid point, as int64 in units of 2⁻ᵇ.
+    """The nearest grid point, as int64 in units of 2⁻ᵇ; on the CPU where the device has no float64.
 
     Raises:
         FlowError: a value so large that sums of three could leave int64 or lose bits in float64.
     """
-    scaled = x.double() * 2**bits
+    scaled = as_float64(x) * 2**bits
     if (largest := float(scaled.abs().max())) >= 2**51:
         raise FlowError(
             f"a state of {largest / 2**bits:.3g} is too large for a grid of 2^-{bits}; use fewer bits"
@@ -150,9 +151,14 @@ def to_grid(x: Tensor, bits: int) -> Tensor:
     return scaled.round().long()
 
 
+def pushed(h: Tensor, v: Tensor, bits: int) -> Tensor:
+    """What following v over h adds, on the grid."""
+    return to_grid(h * as_float64(v), bits)
+
+
 def from_grid(x: Tensor, bits: int, like: Tensor) -> Tensor:
-    """A grid point as the nearest value in the dtype of `like`."""
-    return (x.double() / 2**bits).to(like.dtype)
+    """A grid point as the nearest value in the dtype, and on the device, of `like`."""
+    return (x.double() / 2**bits).to(like)
 
 
 def compact(x: Tensor) -> Tensor:
@@ -166,7 +172,8 @@ def compact(x: Tensor) -> Tensor:
 
 def bit_sums(m: Tensor) -> Tensor:
     """A sum over a sample's bits that any change of a value, and most exchanges of two, alter: (B,) int64."""
-    bits = m.contiguous().flatten(1).view(torch.int32 if m.dtype == torch.float32 else torch.int64).long()
+    m = off_mps(m).contiguous().flatten(1)
+    bits = m.view(torch.int32 if m.dtype == torch.float32 else torch.int64).long()
     odd = 2 * torch.arange(bits.shape[1], device=m.device) + 1
     return (bits * odd).sum(1)  # wraps around, as it does everywhere
 
