@@ -1,19 +1,26 @@
 """From data back to noise, by any of the methods, under one signature."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import FlowError
 from ..solvers.base import Velocity, prepare
 from ..solvers.companion import Companion, settings_of
-from ..solvers.table import lookup
+from ..solvers.table import check_options, lookup
 from .approximate import Counted, fixed_point, naive, uni_inv
 from .exact import exact
 from .report import InverseStep, Inversion, Report, StepReport
+
+ROUNDING = 1000
+"""How far an undoing may end from a beginning, in units of the dtype's rounding. Over 28 steps, of fields in
+closed form and of the embedded model, the generation's own velocity in float32 or better stays below 300;
+bfloat16 in place of float32 begins at 4,000, another prompt at 10,000. Half a point of guidance passes on
+some samples: it nearly cancels."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,8 @@ def invert(
         The state at `sigmas[0]`, (B, *S).
 
     Raises:
-        FlowError: an unknown method or solver, a companion that is missing or belongs to other settings,
-            sigmas that do not fall, and what the method refuses.
+        FlowError: an unknown method, solver or option, a stochastic solver, a companion that is missing or
+            belongs to other settings, sigmas that do not fall, and what the method refuses.
     """
     options |= {"companion": companion, "extra": extra}
     return inversion(velocity, data, sigmas, method, solver, **options).noise
@@ -111,6 +118,11 @@ def inverting(
 ) -> Iterator[InverseStep]:
     """`invert` as a generator of steps, from data to noise, for progress and for stopping early."""
     entry = lookup(solver)
+    if entry.stochastic:
+        raise FlowError(
+            f"{solver!r} cannot be inverted: each of its steps adds noise of which the data keep no trace. "
+            "Generate with a solver that draws none"
+        )
     _, table = prepare(data, sigmas)
     if table[0] < table[-1]:
         raise FlowError(
@@ -128,9 +140,17 @@ def inverting(
         raise FlowError(
             f"undoing {solver!r} needs the companion of the generation; without it, use method='naive'"
         )
+    _check_options(method, solver, options)
     if METHODS[method].takes_solver:
         options["solver"] = solver
     return METHODS[method].run(velocity, data, sigmas, **options)
+
+
+def _check_options(method: str, solver: str, options: Mapping[str, Any]) -> None:
+    if method == "naive":  # what it takes beside the name of a solver it hands on to that solver
+        check_options(f"method {method!r} with solver {solver!r}", lookup(solver).run, options)
+    else:
+        check_options(f"method {method!r}", METHODS[method].run, options)
 
 
 def _undo(
@@ -153,8 +173,10 @@ def _undo(
         before = 0
         for step in steps:
             made, before = counted.since(before), counted.calls
-            yield InverseStep(
-                step.x, StepReport(step.number, float(step.sigma_next), float(step.sigma), made)
-            )
+            report = StepReport(step.number, float(step.sigma_next), float(step.sigma), made)
+            if step.mismatch is not None:
+                tolerance = ROUNDING * torch.finfo(x.dtype).eps
+                report = replace(report, mismatch=tuple(step.mismatch.tolist()), tolerance=tolerance)
+            yield InverseStep(step.x, report)
 
     return inverse()

@@ -22,12 +22,16 @@ class StepReport:
     """Per sample, how far the generation's own step from here misses where it should end (root mean square),
     as last measured; the state returned is one update better. None of methods that do not measure it."""
     tolerance: float | None = None
-    """What the residual was to reach."""
+    """What the residual was to reach, or the mismatch to stay within."""
     stretch: tuple[float, ...] | None = None
     """Per sample, the least ⟨e, F' e⟩ over the directions e in which the search went, of the generation's
     step F. Below 0 the step may fold: it is then not one-to-one, and another x leads to the same end. A
     suspicion from what the search met, at no cost: a strongly curved step may be suspected too. On mixtures
     of normal distributions under strong guidance every lost sample was, and about as many that were not."""
+    mismatch: tuple[float, ...] | None = None
+    """Per sample, how far the two states of a reversible solver were from agreeing where the generation began
+    (root mean square, see `solvers.reversible`); of the last step undone. The noise is wrong by about that
+    much or by far more: what a slightly other velocity does to both states nearly cancels."""
 
     @property
     def converged(self) -> tuple[bool, ...]:
@@ -84,6 +88,15 @@ class Report:
                 f"sample {sample}: the generation seems to fold at steps {where}. Other noise then leads to "
                 "the same data and may have been found; only a reversible solver returns for certain"
             )
+        lines += [
+            f"sample {sample}: undone, it is {mismatch:.1e} from where a generation begins, and the noise is "
+            "wrong by about that much or more. The companion belongs to another velocity (other weights, "
+            "prompt, guidance, dtype or device), or rounding grew (half precision, leapfrog over many steps)"
+            for step in self.steps
+            if step.mismatch is not None and step.tolerance is not None
+            for sample, mismatch in enumerate(step.mismatch)
+            if mismatch > step.tolerance
+        ]
         return tuple(lines)
 
     def to_dict(self) -> dict[str, Any]:

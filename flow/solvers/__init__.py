@@ -5,10 +5,11 @@ from .base import Step, Velocity, last
 from .bitexact import bitexact, on_grid
 from .companion import Companion
 from .multistep import ab2, dpmpp_2m, fireflow, flow_dpmpp_2m
-from .reversible import bdia, leapfrog, obelm, reversible_heun
+from .reversible import leapfrog, reversible_heun
 from .runge_kutta import euler, heun, midpoint, rk4
 from .stochastic import Transition, sde, transition
 from .table import SOLVERS, Solution, Solver, companion_of, integrate, solve
+from .two_step import bdia, obelm
 
 __all__ = [
     "SOLVERS",

@@ -39,6 +39,9 @@ class Step(NamedTuple):
     """The second state of a reversible solver at `sigma_next`; what `x` needs beside it to be undone."""
     log_prob: Tensor | None = None
     """(B,), the log-probability density of `x` given the state before, from a stochastic solver."""
+    mismatch: Tensor | None = None
+    """(B,), at the end of undoing: how far the two states are, root mean square, from agreeing as they did at
+    the start of the generation; see `reversible`."""
 
     @property
     def denoised(self) -> Tensor:

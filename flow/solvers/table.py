@@ -1,21 +1,23 @@
 """The solvers by name, and how to run one of them to its end."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import FlowError
-from . import reversible as rev
 from .adaptive import dopri5
 from .base import Step, Velocity, last, prepare
 from .bitexact import bitexact, undo_bitexact
 from .companion import Companion, settings_of
 from .multistep import ab2, dpmpp_2m, fireflow, flow_dpmpp_2m
+from .reversible import leapfrog, reversible_heun, undo_leapfrog, undo_reversible_heun
 from .runge_kutta import euler, heun, midpoint, rk4
 from .stochastic import sde
+from .two_step import bdia, obelm, undo_bdia, undo_obelm
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,13 @@ SOLVERS: Mapping[str, Solver] = MappingProxyType(
         "dopri5": Solver(dopri5, 5, None, 1, "adaptive Dormand-Prince 5(4), to rtol and atol"),
         "sde": Solver(sde, 1, 1, 0, "stochastic, with log-probabilities (Flow-GRPO)", stochastic=True),
         "reversible_heun": Solver(
-            rev.reversible_heun, 2, 1, 0, "can be undone, to rounding", rev.undo_reversible_heun
+            reversible_heun, 2, 1, 0, "can be undone, to rounding", undo_reversible_heun
         ),
         "leapfrog": Solver(
-            rev.leapfrog, 1, 1, 1, "asynchronous leapfrog: can be undone, to rounding", rev.undo_leapfrog
+            leapfrog, 1, 1, 1, "asynchronous leapfrog: can be undone, to rounding", undo_leapfrog
         ),
-        "bdia": Solver(rev.bdia, 1, 1, 0, "bidirectional: can be undone, to rounding", rev.undo_bdia),
-        "obelm": Solver(rev.obelm, 2, 1, 0, "clipped O-BELM: can be undone, to rounding", rev.undo_obelm),
+        "bdia": Solver(bdia, 1, 1, 0, "bidirectional: can be undone, to rounding", undo_bdia),
+        "obelm": Solver(obelm, 2, 1, 0, "clipped O-BELM: can be undone, to rounding", undo_obelm),
         "bitexact": Solver(
             bitexact, 2, 1, 1, "reversible Heun in integers: can be undone to the last bit", undo_bitexact
         ),
@@ -93,6 +95,33 @@ def lookup(solver: str) -> Solver:
     return SOLVERS[solver]
 
 
+def check_options(what: str, run: Callable[..., object], options: Iterable[str]) -> None:
+    """See that a solver or a method takes these options, its keyword arguments.
+
+    Raises:
+        FlowError: it does not; the message names `what`, the option, and those that it takes.
+    """
+    takes = [one.name for one in signature(run).parameters.values() if one.kind is Parameter.KEYWORD_ONLY]
+    if unknown := [name for name in options if name not in takes]:
+        raise FlowError(f"{what} takes no option {unknown[0]!r}; it takes {', '.join(takes) or 'none'}")
+
+
+def started(
+    velocity: Velocity, x: Tensor, sigmas: Tensor, solver: str, options: Mapping[str, Any]
+) -> Iterator[Step]:
+    """The steps of the solver of that name.
+
+    Raises:
+        FlowError: an unknown solver or option, a stochastic solver without a generator, or what the solver
+            refuses.
+    """
+    entry = lookup(solver)
+    check_options(f"solver {solver!r}", entry.run, options)
+    if entry.stochastic and "generator" not in options:
+        raise FlowError(f"solver {solver!r} draws noise at every step: pass generator=, a torch.Generator")
+    return entry.run(velocity, x, sigmas, **options)
+
+
 def solve(velocity: Velocity, x: Tensor, sigmas: Tensor, solver: str = "euler", **options: Any) -> Tensor:
     """Follow the ODE from `sigmas[0]` to `sigmas[-1]` and return the last state.
 
@@ -107,9 +136,10 @@ def solve(velocity: Velocity, x: Tensor, sigmas: Tensor, solver: str = "euler", 
         The state at `sigmas[-1]`, (B, *S), float32 or better.
 
     Raises:
-        FlowError: an unknown solver, or what the solver refuses.
+        FlowError: an unknown solver or option, a stochastic solver without a generator, or what the solver
+            refuses.
     """
-    return last(lookup(solver).run(velocity, x, sigmas, **options)).x
+    return last(started(velocity, x, sigmas, solver, options)).x
 
 
 def integrate(
@@ -136,7 +166,7 @@ def integrate(
         FlowError: as in `solve`, or settings that are not JSON.
     """
     log_prob, step = None, None
-    for step in lookup(solver).run(velocity, x, sigmas, **options):
+    for step in started(velocity, x, sigmas, solver, options):
         if step.log_prob is not None:
             log_prob = step.log_prob if log_prob is None else log_prob + step.log_prob
     assert step is not None

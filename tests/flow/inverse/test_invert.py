@@ -101,6 +101,15 @@ def test_capped_steps_are_reported_with_how_far_they_came(toy, generation):
     assert f"step {failed[0].number} " in report.problems[0]
 
 
+@pytest.mark.parametrize(("solver", "cost"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+def test_the_cap_counts_evaluations_of_the_velocity(solver, cost, toy, noise_for):
+    table, cap = sigmas(8), 9
+    data = solve(toy(), noise_for(2), table, solver)
+    report = inversion(toy(), data, table, solver=solver, accuracy=1e-6, max_evaluations=cap).report
+    assert report.converged is False
+    assert cap - cost < max(step.evaluations for step in report.steps) <= cap
+
+
 def test_a_bfloat16_network_stops_at_its_noise_and_says_so(toy, noise_for):
     velocity, noise = toy(dtype=torch.bfloat16), noise_for(2)
     found = inversion(velocity, solve(velocity, noise, TABLE), TABLE, accuracy=1e-6)
@@ -174,6 +183,22 @@ def test_steps_are_seen_as_they_are_taken(toy, generation):
         ({"method": "fixed_point", "iterations": 0}, "at least 1"),
         ({"method": "fixed_point", "iterations": 1, "average": True}, "at least 2"),
         ({"sigmas": TABLE.flip(0)}, "falling"),
+        ({"solver": "rk4", "max_evaluations": 3}, "at least 4, one step of rk4"),
+        (
+            {"iterations": 4},
+            "'exact' takes no option 'iterations'; it takes solver, accuracy, max_evaluations",
+        ),
+        (
+            {"method": "naive", "accuracy": 1e-3},
+            "'naive' with solver 'euler' takes no option 'accuracy'; it .* none",
+        ),
+        ({"method": "naive", "solver": "dopri5", "accuracy": 1e-3}, "it takes rtol, atol, max_evaluations"),
+        ({"method": "midpoint", "accuracy": 1e-3}, "'midpoint' takes no option 'accuracy'; it takes none"),
+        ({"method": "uni_inv", "accuracy": 1e-3}, "'uni_inv' takes no option 'accuracy'; it takes none"),
+        ({"method": "fixed_point", "accuracy": 1e-3}, "'accuracy'; it takes iterations, average"),
+        ({"solver": "sde"}, "adds noise of which the data keep no trace"),
+        ({"solver": "sde", "method": "naive", "generator": torch.Generator()}, "'sde' cannot be inverted"),
+        ({"solver": "sde", "method": "uni_inv"}, "'sde' cannot be inverted"),
     ],
 )
 def test_bad_requests_are_refused(toy, generation, call, message):

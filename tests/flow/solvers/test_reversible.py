@@ -32,7 +32,8 @@ def test_returns_in_float64_to_its_rounding(name, toy, noise_for):
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize(
-    "table", [torch.linspace(0.9, 0.2, 9), torch.linspace(0.1, 0.8, 9), sigmas(1), sigmas(2)]
+    "table",
+    [torch.linspace(0.9, 0.2, 9), torch.linspace(0.1, 0.8, 9), sigmas(6).flip(0), sigmas(1), sigmas(2)],
 )
 def test_undoes_any_table_in_either_direction(name, table, gaussian, noise_for):
     x, solver = noise_for(2), SOLVERS[name]
@@ -59,7 +60,7 @@ def true_flow(toy, noise_for):
     return noise, solve(toy(), noise, torch.linspace(1, 0, 101, dtype=torch.float64), "rk4")
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRS if name != "bdia"])  # it is as close as Euler
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "bdia"])  # see its docstring
 def test_picture_is_closer_to_the_true_flow_than_eulers(name, toy, true_flow):
     noise, true = true_flow
     error, eulers = (closeness(solve(toy(), noise, sigmas(28), s), true).total_mse for s in (name, "euler"))
@@ -73,6 +74,34 @@ def test_works_with_a_bfloat16_network(name, toy, noise_for):
     found = invert(velocity, there.x, table, solver=name, companion=there.companion)
     naive = invert(velocity, there.x, table, "naive")
     assert closeness(found, noise).total_psnr > closeness(naive, noise).total_psnr + 10
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize("guidance", [1.0, 4.5, 7.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_generations_own_velocity_leads_back_to_a_beginning(name, guidance, dtype, toy, noise_for):
+    velocity, table = toy(guidance), sigmas(28)
+    there = integrate(velocity, noise_for(8, dtype=dtype), table, name)
+    report = inversion(velocity, there.x, table, solver=name, companion=there.companion).report
+    assert [step.mismatch for step in report.steps[:-1]] == [None] * 27
+    assert max(report.steps[-1].mismatch) < report.steps[-1].tolerance
+    assert report.problems == ()
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize(
+    "other",
+    [{"guidance": 3.5}, {"dtype": torch.bfloat16}, {"spread": 0.1}],
+    ids=["guidance", "dtype", "means"],
+)
+def test_another_velocity_does_not_and_is_told(name, other, toy, noise_for, counted):
+    noise, table, velocity = noise_for(8), sigmas(28), counted(toy(**other))
+    there = integrate(toy(), noise, table, name)
+    found = inversion(velocity, there.x, table, solver=name, companion=there.companion)
+    assert any("belongs to another velocity" in line for line in found.report.problems)
+    assert found.report.evaluations == velocity.calls <= 29
+    for mismatch, mse in zip(found.report.steps[-1].mismatch, closeness(found.noise, noise).mse, strict=True):
+        assert mismatch < 10 * mse.sqrt()  # never much more than what is wrong
 
 
 @pytest.mark.parametrize(
