@@ -84,9 +84,10 @@ def _steps(
             raise FlowError(
                 f"dopri5 reached sigma {at:.6g} in {evaluations} evaluations; raise max_evaluations or rtol"
             )
-        x_next, ks = _stages(velocity, x, at, h, k1, wanted)
+        x_next, ks = stages(velocity, x, at, h, k1, wanted)
         evaluations += 6
         scale = atol + rtol * torch.maximum(x.abs(), x_next.abs())
+        scale = scale.clamp_min(torch.finfo(x.dtype).tiny)  # with atol 0, a zero that stays one has no error
         error = float((h * _sum(ERROR, ks) / scale).flatten(1).square().mean(1).sqrt().max())
         if error <= 1:
             reached = end if h == end - at else at + h
@@ -96,12 +97,12 @@ def _steps(
                 yield Step(wanted, sigmas[wanted], sigmas[wanted + 1], k1, state)
                 wanted += 1
             at, x, k1 = reached, x_next, ks[-1]
-        h *= min(5.0, max(0.2, 0.9 * error**-0.2)) if error > 0 else 5.0
+        h *= 5.0 if error == 0 else min(5.0, max(0.2, 0.9 * error**-0.2))
         if wanted < len(table) - 1 and abs(h) < 4 * torch.finfo(x.dtype).eps:
             raise FlowError(f"dopri5 cannot meet rtol {rtol:g} at sigma {at:.6g} in {x.dtype}; raise rtol")
 
 
-def _stages(
+def stages(
     velocity: Velocity, x: Tensor, at: float, h: float, k1: Tensor, number: int
 ) -> tuple[Tensor, list[Tensor]]:
     """The end of a step and its seven velocities, the last of which is the first of the next step."""

@@ -1,5 +1,7 @@
 """Dormand-Prince keeps its tolerance, gives dense output, and says when it cannot."""
 
+import math
+
 import pytest
 import torch
 
@@ -33,6 +35,12 @@ def test_runs_upward_too(gaussian, noise_for):
     assert torch.allclose(
         solve(gaussian, data, sigmas(4).flip(0), "dopri5", rtol=1e-8, atol=1e-8), x, atol=1e-5
     )
+
+
+def test_a_zero_that_stays_zero_needs_no_atol():
+    x = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    found = solve(lambda x, sigma: x, x, torch.tensor([1.0, 0.0]), "dopri5", rtol=1e-6, atol=0)
+    assert torch.allclose(found, x * math.exp(-1), rtol=1e-5, atol=0)
 
 
 def test_tolerances_beyond_the_dtype_are_refused(gaussian, noise_for):

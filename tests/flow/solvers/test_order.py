@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from flow import SOLVERS, FlowError, euler, sigmas, solve
+from flow import SOLVERS, FlowError, closeness, euler, integrate, sigmas, solve
+from flow.solvers.adaptive import stages
 
 DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]
 FIXED_STEP = [name for name in DETERMINISTIC if name != "dopri5"]
@@ -37,6 +38,19 @@ def test_order_of_convergence_on_a_nonlinear_field(name, start, end):
     assert slope(errors) > SOLVERS[name].order - 0.25
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.9, 0.1), (0.1, 0.9)])
+def test_dopri5_is_of_fifth_order_in_steps_of_one_length(start, end):
+    start_x = torch.tensor([[0.5, 0.8], [1.0, 1.1]], dtype=torch.float64)
+    errors = []
+    for count in (8, 16, 32):
+        x, h = start_x, (end - start) / count
+        for number in range(count):
+            at = start + number * h
+            x, _ = stages(riccati, x, at, h, riccati(x, torch.full((2,), at, dtype=x.dtype)), number)
+        errors.append(float((x - riccati_exact(start_x, start, end)).abs().max()))
+    assert slope(errors) > SOLVERS["dopri5"].order - 0.25
+
+
 # Not the two DPM solvers: their last step to 0 is Euler's, in a time that is infinite there.
 @pytest.mark.parametrize("name", [name for name in FIXED_STEP if "dpmpp" not in name])
 def test_order_holds_down_to_zero_on_the_gaussian_flow(name, gaussian, noise_for):
@@ -47,6 +61,29 @@ def test_order_holds_down_to_zero_on_the_gaussian_flow(name, gaussian, noise_for
         found = solve(gaussian, x, table, name, **FINEST_GRID.get(name, {}))
         errors.append(float((found - gaussian.exact(x, 1, 0)).square().mean().sqrt()))
     assert slope(errors) > SOLVERS[name].order - 0.25
+
+
+@pytest.mark.parametrize("name", FIXED_STEP)
+def test_order_holds_upward_from_exactly_zero(name, gaussian, noise_for):
+    x = gaussian.exact(noise_for(dtype=torch.float64), 1, 0)
+    errors = []
+    for steps in (128, 256):
+        table = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        found = solve(gaussian, x, table, name, **FINEST_GRID.get(name, {}))
+        errors.append(float((found - gaussian.exact(x, 0, 1)).square().mean().sqrt()))
+    assert slope(errors) > SOLVERS[name].order - 0.25
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_climbs_the_reference_table_from_exactly_zero(name, gaussian, noise_for):
+    noise, stochastic = noise_for(64), SOLVERS[name].stochastic
+    generator = {"generator": torch.Generator().manual_seed(0)} if stochastic else {}
+    found = solve(gaussian, gaussian.exact(noise, 1, 0), sigmas(28).flip(0), name, **generator)
+    if stochastic:  # other noise, but noise
+        assert found.mean() == pytest.approx(0, abs=0.1)
+        assert found.std() == pytest.approx(1, abs=0.1)
+    else:
+        assert closeness(found, noise).total_psnr > 30
 
 
 @pytest.mark.parametrize(("name", "option"), [("leapfrog", {"damping": 1.0}), ("bdia", {"gamma": 1.0})])
@@ -152,6 +189,13 @@ def test_velocity_of_another_shape_is_refused(noise_for):
 def test_unknown_solver_lists_the_known():
     with pytest.raises(FlowError, match="euler, midpoint"):
         solve(riccati, torch.zeros(1, 1), sigmas(2), "ddim")
+
+
+def test_unknown_options_are_refused_with_those_that_there_are(gaussian, noise_for):
+    with pytest.raises(FlowError, match="'euler' takes no option 'damping'; it takes none"):
+        solve(gaussian, noise_for(), sigmas(2), damping=0.9)
+    with pytest.raises(FlowError, match="'leapfrog' takes no option 'gamma'; it takes damping"):
+        integrate(gaussian, noise_for(), sigmas(2), "leapfrog", gamma=0.9)
 
 
 def test_steps_are_seen_as_they_are_taken(gaussian, noise_for):
