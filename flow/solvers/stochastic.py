@@ -72,6 +72,8 @@ def sde(
 
     Every step adds noise, the last one too: the end is as noisy as the SDE is there, 0.006 on the reference
     table. `Step.log_prob` is the log-density of the step that was drawn.
+    The order holds away from σ = 1, where g is infinite. A table that begins there leaves an error of about
+    0.001 in the deviation of a Gaussian, which fades slowly with more steps, one that ends there 0.04.
 
     Args:
         velocity: called as velocity(x, sigma), sigma being (B,).

@@ -1,6 +1,7 @@
 """The SDE has the ODE's marginals and knows the probability of what it drew."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,6 +24,22 @@ def test_marginals_are_those_of_the_ode(gaussian, start, end, noise_level):
             mean, std = gaussian.moments(float(step.sigma_next))
             assert step.x.mean() == pytest.approx(mean, abs=0.03)
             assert step.x.std() == pytest.approx(std, rel=0.04)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.9, 0.0), (0.0, 0.9)])
+def test_weak_order_is_one_away_from_pure_noise(gaussian, start, end):
+    errors = []
+    for steps in (64, 128, 256):
+        mean, std = (torch.tensor(moment, dtype=torch.float64) for moment in gaussian.moments(start))
+        for sigma, sigma_next in pairwise(torch.linspace(start, end, steps + 1, dtype=torch.float64)):
+            x = torch.stack([mean, mean + std])[
+                :, None
+            ]  # a step is affine in x, so two points tell its moments
+            ends = transition(gaussian(x, sigma.expand(2)), x, sigma, sigma_next)
+            mean, std = ends.mean[0, 0], (ends.mean.diff(dim=0)[0, 0] ** 2 + ends.std**2).sqrt()
+        true_mean, true_std = gaussian.moments(end)
+        errors.append(float((mean - true_mean).abs() + (std - true_std).abs()))
+    assert math.log2(errors[0] / errors[-1]) / 2 > 0.9
 
 
 def test_noise_is_real_and_seeded(gaussian, noise_for):
@@ -78,3 +95,5 @@ def test_bad_options_are_refused(gaussian, noise_for):
         sde(gaussian, noise_for(), sigmas(4), generator=seeded(), noise_level=0.0)
     with pytest.raises(FlowError, match="each of 4 samples; got 2"):
         sde(gaussian, noise_for(), sigmas(4), generator=[seeded(), seeded()])
+    with pytest.raises(FlowError, match="'sde' draws noise at every step: pass generator="):
+        solve(gaussian, noise_for(), sigmas(4), "sde")
