@@ -6,6 +6,9 @@ solver follows, evaluating only what it needs. The variants of the literature ar
     combine    (cond, uncond, scale, x, sigma) → velocity    `plain`, `cfg_zero`, `apg`
     adjust     (velocity, cond, x, sigma) → velocity         `rescale`, `threshold`, `skip_layer`, any number
 
+Both kinds work on what guidance does. Where it does nothing, at scale 1 and outside the interval, neither is
+called and the conditional velocity is followed as it is.
+
 Both reference implementations run the two halves as one batch, one [cond, uncond], the other [uncond,
 cond]; the order has no effect, and `together` is where a caller may do so.
 """
@@ -76,7 +79,8 @@ def guided(
         uncond: velocity with the negative prompt.
         guidance_scale: s of `guide`; at 1 only `cond` is evaluated, at every sigma.
         combine: how the two become one.
-        adjust: what is done to the result, in this order.
+        adjust: what is done to the result, in this order; nothing at scale 1 and outside the interval, where
+            there is no guidance to correct.
         interval: guide where low ≤ σ ≤ high and follow `cond` elsewhere (arXiv:2404.07724, eq. 6).
         together: evaluates both at once, as (cond, uncond), where both are needed.
 
@@ -126,6 +130,8 @@ def threshold(percentile: float, bound: float) -> Adjust:
     """Dynamic thresholding: squeeze denoised states that overshoot (Imagen, arXiv:2205.11487, section 2.3).
 
         D ← clip(D, -s, s) · bound / s,    s = max(bound, the percentile of |D| over a sample),    D = x - σ v
+
+    A remedy for the overshoot that large scales cause: in `guided` it takes part only where guidance does.
 
     Args:
         percentile: in (0, 1]; Imagen's is 0.995.

@@ -114,6 +114,18 @@ def test_threshold_squeezes_what_overshoots_and_nothing_else(three):
     assert torch.equal(at_zero, v)
 
 
+def test_adjustments_take_part_only_where_guidance_does(three):
+    x, cond, uncond = three
+
+    def bounded(scale, interval=(0.0, 1.0)):
+        pair = constant(cond, []), constant(uncond, [])
+        return guided(*pair, scale, adjust=[threshold(1.0, 0.1)], interval=interval)(x, SIGMA)
+
+    assert denoised(x, bounded(6.0), SIGMA).abs().max() <= 0.1 + 1e-9
+    assert torch.equal(bounded(1.0), cond)
+    assert torch.equal(bounded(6.0, interval=(0.4, 0.5)), cond)
+
+
 def test_threshold_takes_the_percentile():
     v = -torch.arange(1.0, 11.0)[None]  # denoised 1 ... 10 at sigma 1 and x 0
     out = denoised(
