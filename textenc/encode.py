@@ -1,6 +1,6 @@
 """Prompts to what the MM-DiT reads: `context` and `pooled`.
 
-SD3 paper (arXiv:2403.03206), figure 2 and appendix B.3. With L tokens in a CLIP window and M - L of T5:
+SD3 paper (arXiv:2403.03206), figure 2 and appendix B.2. With L tokens in a CLIP window and M - L of T5:
 
     context (B, M, 4096)  =  [ CLIP-L 768 | CLIP-G 1280 | zeros 2048 ]   L tokens, then
                              [               T5 4096                 ]   M - L tokens
