@@ -39,7 +39,9 @@ def load_mmdit(source: str | Path, device: Device = "cpu", dtype: torch.dtype | 
 
     Raises:
         CheckpointError: its subclasses tell a bad source, file, fit, weights that are not finite,
-            and what the Hub refused. Everything is checked before anything is loaded.
+            and what the Hub refused, each before anything is loaded. Names, shapes and dtypes are checked
+            of every tensor; NaN and infinities are looked for in all values of a part up to 0.5 GB, and in
+            a sample of the big tensors of a larger one (`inspect(source, values=True)` reads all).
     """
     return cast(MMDiT, load_component(resolve(source, ["mmdit"]).component("mmdit"), device, dtype))
 
