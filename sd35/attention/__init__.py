@@ -6,7 +6,7 @@ picture, sheet.
 
 from .maps import AttentionMaps, heat_share
 from .picture import heat_picture, overlay
-from .record import attention_maps
+from .record import attention_maps, check_blocks
 from .sheet import attention_sheet
 from .words import WordError, check_words, find_word, token_labels, words_of
 
@@ -15,6 +15,7 @@ __all__ = [
     "WordError",
     "attention_maps",
     "attention_sheet",
+    "check_blocks",
     "check_words",
     "find_word",
     "heat_picture",

@@ -1,6 +1,6 @@
 """Recording the attention of the MM-DiT from its queries and keys, while it runs."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -26,6 +26,8 @@ from .softmax import CHUNK_BYTES, attention_rows
 GRID_TAP = "x_embedder.proj"  # the patches as a map: tells rows and columns
 JOINT_ROLES = ("x_block.attn.ln_q", "x_block.attn.ln_k", "context_block.attn.ln_q", "context_block.attn.ln_k")
 ATTN2_ROLES = ("x_block.attn2.ln_q", "x_block.attn2.ln_k")
+BUDGET = 2 * 2**30
+"""Bytes that recording may take where the caller does not say."""
 WORKSPACE = 8 * CHUNK_BYTES
 """What recording takes beside the maps: two chunks of rows, what they are reduced to, and the keys twice."""
 
@@ -40,7 +42,7 @@ def attention_maps(
     steps: Iterable[int] | None = None,
     branch: Branch | None = "cond",
     encoding: Encoding | None = None,
-    budget: int = 2 * 2**30,
+    budget: int = BUDGET,
 ) -> AbstractContextManager[AttentionMaps]:
     """Record where the tokens of the transformer look, while the `with` block runs it.
 
@@ -87,8 +89,7 @@ def attention_maps(
         raise TapError(f"pool must be at least 1, got {pool}")
     depth = mmdit.config.depth
     chosen = list(range(depth)) if blocks is None else sorted(set(blocks))
-    if unknown := [block for block in chosen if not 0 <= block < depth]:
-        raise TapError(f"blocks must be 0 to {depth - 1}, got {unknown}")
+    check_blocks(chosen, depth)
     recorder = _Recorder(
         tuple(parts),
         frozenset(keep),
@@ -101,6 +102,29 @@ def attention_maps(
     if not recorder.roles:
         raise TapError(f"there is nothing to record of {', '.join(parts) or 'no part'} in blocks {chosen}")
     return _recording(mmdit, recorder)
+
+
+def check_blocks(blocks: Iterable[int], depth: int) -> None:
+    """Refuse numbers of joint blocks that a transformer of this depth does not have.
+
+    Raises:
+        TapError: there is such a number.
+    """
+    if unknown := sorted(block for block in blocks if not 0 <= block < depth):
+        raise TapError(f"blocks must be 0 to {depth - 1}, got {unknown}")
+
+
+def nbytes_of(numbers: Mapping[str, int], grid: Grid, text: int, *, heads: int = 1) -> int:
+    """What the maps of one image take, in bytes.
+
+    Args:
+        numbers: part to the number of blocks that it is recorded of.
+        grid: of the image tokens.
+        text: context tokens.
+        heads: that are kept apart.
+    """
+    cells = {part: prod(part_shape(part, grid, text)) for part in numbers}
+    return sum(number * heads * cells[part] * torch.float32.itemsize for part, number in numbers.items())
 
 
 @contextmanager
@@ -217,9 +241,7 @@ class _Recorder:
         dual = sum(role == ATTN2_ROLES[0] for _, role in self.roles.values())
         joint = sum(role == JOINT_ROLES[0] for _, role in self.roles.values())
         numbers = {part: dual if part == ATTN2 else joint for part in self.parts}
-        needed = sum(
-            number * 4 * heads * prod(part_shape(part, grid, text)) for part, number in numbers.items()
-        )
+        needed = nbytes_of(numbers, grid, text, heads=heads)
         if self.maps.totals:
             needed = self.maps.nbytes + 4 * prod(shape)
         if needed + WORKSPACE > self.budget:

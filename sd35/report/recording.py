@@ -13,8 +13,12 @@ from textenc import Encoding
 from vae.image import to_pil
 
 from ..attention import AttentionMaps, attention_maps
+from ..attention.quadrants import Grid
+from ..attention.record import BUDGET, WORKSPACE, nbytes_of
+from ..taps import BudgetError
 from ..taps.moment import Selection
 from ..taps.parts import Tap, find_taps
+from ..taps.sizes import size
 from ..taps.watch import check_watchable, watching
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 Stream = Literal["x", "context"]
 
 THUMBNAIL = 192  # pixels along the longer side of a decoded preview
+PART = "image-text"  # of the attention that is recorded
 
 
 class BlockStatistics(NamedTuple):
@@ -75,8 +80,11 @@ class Recorder:
 
         Raises:
             TapError: the transformer is compiled.
+            BudgetError: the attention maps of all pictures together take too much.
         """
         check_watchable(pipe.mmdit)
+        if attention:
+            _check_budget(pipe, generation)
         self._pipe, self._generation, self._with_attention = pipe, generation, attention
         self._velocities: dict[tuple[int, str | None], Tensor] = {}
         self.recording = Recording(generation.sigmas, generation.encodings)
@@ -91,7 +99,7 @@ class Recorder:
         if not self._with_attention:
             yield from self._steps()
             return
-        with attention_maps(self._pipe.mmdit, ("image-text",)) as maps:
+        with attention_maps(self._pipe.mmdit, (PART,)) as maps:
             yield from self._steps()
         self.recording.attention = maps
 
@@ -145,6 +153,20 @@ class Recorder:
             step.denoised.detach().to("cpu", torch.float16),
             [_thumbnail(to_pil(image)) for image in images.detach().cpu()],
             velocities,
+        )
+
+
+def _check_budget(pipe: "Pipeline", generation: "Generation") -> None:
+    """See, before anything is drawn, that the attention maps of all pictures fit."""
+    config = pipe.mmdit.config
+    rows, columns = (side // config.patch_size for side in generation.noise.shape[2:])
+    prompts = generation.encodings[:-1]
+    lengths = [one.context.shape[1] for one in prompts]
+    needed = sum(nbytes_of({PART: config.depth}, Grid(rows, columns, pool=1), text) for text in lengths)
+    if needed + WORKSPACE > BUDGET:
+        raise BudgetError(
+            f"a report of {len(prompts)} pictures keeps {size(needed + WORKSPACE)} of attention maps, and "
+            f"{size(BUDGET)} at most are allowed: draw fewer pictures at a time, or smaller ones"
         )
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sd35 import Settings, SettingsError
+from sd35 import BudgetError, Settings, SettingsError
+from sd35.attention.record import WORKSPACE
 from sd35.report import Recorder
 from sd35.taps import TapError
 from textenc.prompt import as_prompts
@@ -86,3 +87,18 @@ def test_compiled_models_are_refused(pipe, monkeypatch) -> None:
     monkeypatch.setattr(pipe.mmdit, "_compiled_call_impl", lambda: None, raising=False)
     with pytest.raises(TapError, match="compiled"):
         pipe.generate("a circle", steps=1, record=True)
+
+
+def test_more_pictures_than_a_report_may_keep_are_refused_before_drawing(pipe, recorded, monkeypatch) -> None:
+    def fail(*_arguments) -> None:
+        pytest.fail("the transformer ran")
+
+    monkeypatch.setattr("sd35.guided.GuidedVelocity.__call__", fail)
+    generation = pipe.steps(recorded.settings)
+    needed = recorded.recording.attention.nbytes + WORKSPACE
+    monkeypatch.setattr("sd35.report.recording.BUDGET", needed)
+    Recorder(pipe, generation)
+    monkeypatch.setattr("sd35.report.recording.BUDGET", needed - 1)
+    with pytest.raises(BudgetError, match=r"a report of 2 pictures keeps .* draw fewer pictures at a time"):
+        pipe.run(recorded.settings, record=True)
+    Recorder(pipe, generation, attention=False)
