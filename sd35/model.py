@@ -1,7 +1,7 @@
 """The parts of a model that draws pictures, each called by what it does, each checked for NaN."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from textenc import Encoding, TextEncoder
 from textenc.prompt import PromptLike, as_prompts
 from vae import VAE
 from vae.image import to_tensor
+from weights.load import Loader
 
 from .errors import SettingsError, check_finite
 from .guided import GuidedVelocity
@@ -32,6 +33,8 @@ class Model:
     """The name of the source, for the settings of pictures."""
     size: Size
     """Width and height of a picture where none are asked for: what the model was trained at."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where "vae", "text" or "t5" came from, of those that are of another source than `model`."""
 
     @property
     def device(self) -> torch.device:
@@ -42,6 +45,18 @@ class Model:
     def dtype(self) -> torch.dtype:
         """What the transformer computes in. States, guidance and noise are float32 always."""
         return self.mmdit.context_embedder.weight.dtype
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """What each part that is there computes in, by its name in `weights`."""
+        known = {"mmdit": self.dtype, "vae": _dtype_of(self.vae)}
+        for name in ("clip_l", "clip_g", "t5"):
+            encoder = getattr(self.text, name, None)
+            if isinstance(encoder, nn.Module):
+                known[name] = _dtype_of(encoder)
+            elif isinstance(encoder, Loader):
+                known[name] = encoder.dtype
+        return known
 
     def velocity(
         self,
@@ -57,8 +72,9 @@ class Model:
         """Join the transformer with a prompt, as the velocity that solvers and inverses of `flow` follow.
 
         Args:
-            prompt: one for any number of samples, or one for each; or what `encode_prompt` gave.
-            negative: what to move away from; or what `encode_prompt` gave.
+            prompt: one for any number of samples, or one for each; or what `encode_prompt` gave, which takes
+                no text encoders.
+            negative: what to move away from; likewise.
             guidance_scale: 1 is no guidance, at half the cost.
             policy: as in `generate`.
             missing: as in `generate`.
@@ -66,12 +82,13 @@ class Model:
             guidance: `combine`, `adjust` and `interval` of `flow.guided`.
         """
         if isinstance(prompt, Encoding):
-            cond = [prompt.select(index) for index in range(len(prompt))]
+            cond = [prompt.select(index).to(self.device) for index in range(len(prompt))]
         else:
             cond = [self.encode_prompt(one, policy=policy, missing=missing) for one in as_prompts(prompt)]
         if not isinstance(negative, Encoding):
             negative = self.encode_prompt(negative, policy=policy, missing=missing)
-        return GuidedVelocity(self.mmdit, cond, negative, guidance_scale, batch_size=batch_size, **guidance)
+        uncond = negative.to(self.device)
+        return GuidedVelocity(self.mmdit, cond, uncond, guidance_scale, batch_size=batch_size, **guidance)
 
     def encode_prompt(
         self,
@@ -88,7 +105,8 @@ class Model:
         """
         if self.text is None:
             raise SettingsError(
-                "this pipeline has no text encoders: give encoded prompts, or load it with them"
+                "this pipeline has no text encoders: load it with them, or give pipe.velocity two Encodings, "
+                "the prompt and the negative one, for flow.solve and pipe.decode; sd35.load shows how"
             )
         encoding = self.text.encode(prompt, policy=policy, missing=missing)
         for tensor in (encoding.context, encoding.pooled):

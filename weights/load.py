@@ -6,7 +6,7 @@ device or the dtype asks for one. This is the one file of the package that knows
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from vae import VAE, VAEConfig
 from .component import Component, described
 from .errors import FitError, SourceError
 from .fill import Device, Uninitialised, fill
+from .fit import require_fit
 from .parts import PARTS
 from .source import Source, resolve
 
@@ -91,7 +92,7 @@ def load_clip(
 def load_textenc(
     source: str | Path,
     device: Device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Mapping[str, torch.dtype | None] | None = None,
     *,
     clip_l: bool | str | Path = True,
     clip_g: bool | str | Path = True,
@@ -104,7 +105,8 @@ def load_textenc(
     Args:
         source: as in `load_mmdit`.
         device: where the weights go.
-        dtype: cast to this; None keeps what each file holds.
+        dtype: cast to this, or each encoder to its own, by the names of the arguments below; None keeps
+            what a file holds.
         clip_l: False leaves this encoder out; another source takes it from there.
         clip_g: the same for CLIP-G.
         t5: the same for T5, which is 9.8 GB in the released models.
@@ -113,7 +115,7 @@ def load_textenc(
 
     Raises:
         CheckpointError: as `load_mmdit`; `MissingComponent` names an encoder or a tokenizer that is
-            not there and says what to fetch.
+            not there and says what to fetch. What headers can tell of any is told before one is loaded.
     """
     asked = {"clip_l": clip_l, "clip_g": clip_g, "t5": t5}
     here = [part for part, where in asked.items() if where is True]
@@ -123,9 +125,12 @@ def load_textenc(
     for part, where in asked.items():
         if where is not False:
             found[part] = (main if where is True else resolve(where, [part])).component(part)
-    # Tokenizers come first: they are quick to read, and one that is missing should not cost a download.
+    # Headers and tokenizers come first: they are quick to read, and a bad one should not cost a download.
+    for component in found.values():
+        check_fit(component)
     read = {part: _tokenizer(part, vocabularies) for part in found}
-    loaders = {part: partial(load_component, component, device, dtype) for part, component in found.items()}
+    dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(found, dtype)
+    loaders = {part: Loader(found[part], device, dtypes.get(part) or found[part].dtype) for part in found}
     encoders: dict[str, Any] = loaders if one_by_one else {part: load() for part, load in loaders.items()}
     return TextEncoder(
         clip_l=encoders.get("clip_l"),
@@ -136,6 +141,19 @@ def load_textenc(
         tokenizer_t5=read.get("t5"),
         widths=Widths() if len(found) == len(asked) else _widths(source, found),
     )
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads one part each time that it is called."""
+
+    component: Component
+    device: Device
+    dtype: torch.dtype
+
+    def __call__(self) -> Any:
+        """The part, ready to run."""
+        return load_component(self.component, self.device, self.dtype)
 
 
 def position_difference(component: Component) -> tuple[float, int]:
@@ -196,6 +214,20 @@ def load_component(
     """
     module = build_component(component)
     fill(module, component, device, dtype)
+    return module
+
+
+def check_fit(component: Component) -> nn.Module:
+    """See, by its header alone, that a part that `resolve` found is whole.
+
+    Returns:
+        The empty module that it fits, on the meta device.
+
+    Raises:
+        FitError: it does not fit.
+    """
+    module = build_component(component)
+    require_fit(component, module)
     return module
 
 
