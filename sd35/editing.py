@@ -27,9 +27,9 @@ from vae.image import save_png16, to_pil
 
 from .errors import SettingsError
 from .files import written
-from .generation import field_of
-from .guided import GuidedVelocity
-from .invert import checked
+from .given import checked
+from .guided import GuidedVelocity, stepped
+from .invert import way_back
 from .noise import draw_noise, generators
 from .result import check_pictures
 from .settings import Settings
@@ -100,31 +100,36 @@ def edit(
     Raises:
         ValueError: as `Pipeline.edit`.
     """
-    if method not in get_args(EditMethod):
-        raise SettingsError(f"method must be one of {', '.join(get_args(EditMethod))}; got {method!r}")
-    latents, source, target = _checked(pipe, data, source, target)
-    sigmas = flow.sigmas(source.steps, source.schedule_shift, source.schedule)
-    sigmas = sigmas[flow.start_step(source.steps, strength) :]
+    sigmas = levels(source, method, strength)
     if companion is not None and (method != "inversion" or len(sigmas) <= source.steps):
         raise SettingsError("a companion is of use to the method inversion at strength 1 only: leave it out")
+    latents, source, target = _checked(pipe, data, source, target)
 
     notes: tuple[str, ...] = ()
     if method == "inversion":
-        steps, notes = _by_inversion(pipe, latents, source, target, sigmas, companion)
+        steps, notes = _by_inversion(pipe, latents, source, target, sigmas, companion, progress)
     elif method == "flow_edit":
-        steps = flow.flow_edit(
-            _velocity(pipe, source),
-            _velocity(pipe, target),
-            latents,
-            sigmas,
-            generator=generators(target.seeds),
-            average=average,
-        )
+        before, after = _velocity(pipe, source), _velocity(pipe, target)
+        drawn = generators(target.seeds)
+        steps = flow.flow_edit(before, after, latents, sigmas, generator=drawn, average=average)
+        steps = stepped(steps, range(len(sigmas) - 1), before, after)
     else:
-        steps = _held_near(pipe, latents, target, sigmas, control or Control())
+        steps = _held_near(pipe, latents, target, sigmas, control or Control(), progress)
     for step in tqdm(steps, total=len(sigmas) - 1, unit="step", disable=not progress):
         latents = step.x
     return Edited(pipe.decode(latents).detach().cpu(), latents.detach().cpu(), target, notes)
+
+
+def levels(source: Settings, method: str, strength: float) -> Tensor:
+    """The noise levels that an edit runs through, from where its strength begins to 0.
+
+    Raises:
+        SettingsError: there is no such method.
+        FlowError: a strength out of range.
+    """
+    if method not in get_args(EditMethod):
+        raise SettingsError(f"method must be one of {', '.join(get_args(EditMethod))}; got {method!r}")
+    return source.sigmas[flow.start_step(source.steps, strength) :]
 
 
 def aimed(
@@ -154,35 +159,46 @@ def _by_inversion(
     target: Settings,
     sigmas: Tensor,
     companion: Companion | None,
+    progress: bool,
 ) -> tuple[Iterator[flow.Step], tuple[str, ...]]:
     """The way down under the target from the noise that leads to the latents under the source."""
-    options = dict(source.solver_options)
-    if companion is not None:
-        options |= {"companion": companion, "extra": field_of(source)}
     method = "exact" if companion is not None or source.solver in SLOPES else "naive"
-    found = flow.inversion(_velocity(pipe, source), latents, sigmas, method, source.solver, **options)
-    steps = flow.SOLVERS[target.solver].run(
-        _velocity(pipe, target), found.noise, sigmas, **target.solver_options
+    noise, report = way_back(
+        _velocity(pipe, source),
+        latents,
+        source,
+        sigmas,
+        method,
+        source.solver_options,
+        companion=companion,
+        progress=progress,
     )
-    notes = found.report.problems
+    velocity = _velocity(pipe, target)
+    steps = flow.SOLVERS[target.solver].run(velocity, noise, sigmas, **target.solver_options)
+    notes = report.problems
     if method == "naive":
         notes = (
             f"{source.solver} cannot be undone from its last state alone: its inverse is approximate",
             *notes,
         )
-    return steps, notes
+    return stepped(steps, range(len(sigmas) - 1), velocity), notes
 
 
 def _held_near(
-    pipe: "Pipeline", latents: Tensor, target: Settings, sigmas: Tensor, control: Control
+    pipe: "Pipeline", latents: Tensor, target: Settings, sigmas: Tensor, control: Control, progress: bool
 ) -> Iterator[flow.Step]:
     """RF-Inversion: up without a prompt and without guidance, down with the prompt, held near the latents."""
     nothing = replace(target, prompts=(target.negative,), images_per_prompt=len(latents), guidance_scale=1.0)
     typical = draw_noise(generators(target.seeds), latents.shape[1:]).to(latents)
-    upward = flow.toward_noise(_velocity(pipe, nothing), typical, control.toward_noise)
-    noise = flow.solve(upward, latents, sigmas.flip(0), target.solver, **target.solver_options)
-    downward = flow.toward_data(_velocity(pipe, target), latents, control.toward_data, control.interval)
-    return flow.SOLVERS[target.solver].run(downward, noise, sigmas, **target.solver_options)
+    unprompted, prompted = _velocity(pipe, nothing), _velocity(pipe, target)
+    upward = flow.toward_noise(unprompted, typical, control.toward_noise)
+    downward = flow.toward_data(prompted, latents, control.toward_data, control.interval)
+    solver, count = flow.SOLVERS[target.solver], len(sigmas) - 1
+    steps = solver.run(upward, latents, sigmas.flip(0), **target.solver_options)
+    taken = stepped(steps, reversed(range(count)), unprompted)
+    noise = flow.last(tqdm(taken, desc="inverting", total=count, unit="step", disable=not progress)).x
+    steps = solver.run(downward, noise, sigmas, **target.solver_options)
+    return stepped(steps, range(count), prompted)
 
 
 def _checked(

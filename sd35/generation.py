@@ -10,7 +10,7 @@ import flow
 from flow import companion_of
 from textenc import Encoding
 
-from .guided import GuidedVelocity
+from .guided import GuidedVelocity, stepped
 from .noise import draw_noise, generators
 from .result import Result
 from .settings import Settings
@@ -48,7 +48,7 @@ class Generation:
         self.velocity = GuidedVelocity(
             pipe.mmdit, cond, uncond, settings.guidance_scale, batch_size=settings.batch_size
         )
-        self.sigmas = flow.sigmas(settings.steps, settings.schedule_shift, settings.schedule)
+        self.sigmas = settings.sigmas
         self._shape = pipe.latents_shape(settings.width, settings.height)
         self.noise = draw_noise(generators(settings.seeds), self._shape) if noise is None else noise
 
@@ -68,10 +68,9 @@ class Generation:
         if solver.stochastic:
             options["generator"] = generators(self.settings.seeds)
             draw_noise(options["generator"], self._shape)  # they go on where the noise ended
-        self.velocity.step = 0
-        for step in solver.run(self.velocity, self.noise.to(self._pipe.device), self.sigmas, **options):
+        steps = solver.run(self.velocity, self.noise.to(self._pipe.device), self.sigmas, **options)
+        for step in stepped(steps, range(len(self)), self.velocity):
             self._last = step
-            self.velocity.step = step.number + 1
             yield step
 
     @property

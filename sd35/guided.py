@@ -1,10 +1,10 @@
 """The transformer under guidance, as the velocity(x, sigma) that `flow` follows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from textenc import Encoding
 from .errors import SettingsError, check_finite
 
 Branch = Literal["cond", "uncond"]
+Taken = TypeVar("Taken")
+"""A step of a solver, or of an inverse."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class GuidedVelocity:
     computes in.
 
     Attributes:
-        step: which step of a solver is being taken. Whoever runs the solver sets it, for errors and hooks.
+        step: which step of a solver is being taken. Whoever runs the solver sets it, for errors and hooks;
+            `stepped` does so.
     """
 
     def __init__(
@@ -142,3 +145,18 @@ class GuidedVelocity:
             v = self.mmdit(x.repeat(times, 1, 1, 1), sigma.repeat(times), context, pooled)
         dtype = self.mmdit.context_embedder.weight.dtype
         return check_finite(v, "transformer", dtype, step=self.step, sigma=level)
+
+
+def stepped(steps: Iterator[Taken], numbers: Iterable[int], *velocities: GuidedVelocity) -> Iterator[Taken]:
+    """Take the steps of a solver or of an inverse, and keep `step` of the velocities that they follow right.
+
+    Args:
+        steps: as `flow` makes them; each is computed when it is asked for.
+        numbers: of the generation's steps, in the order in which they are taken: rising on the way to data,
+            falling on the way back to noise.
+        velocities: what the steps evaluate.
+    """
+    for number in numbers:
+        for velocity in velocities:
+            velocity.step = number
+        yield next(steps)

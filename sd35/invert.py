@@ -5,8 +5,8 @@ of the solver is approximate. Each is measured by itself, in the terms of `flow.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,15 +16,14 @@ from tqdm import tqdm
 
 import flow
 from flow import Closeness, Companion, Report, closeness
-from textenc.prompt import PromptLike, as_prompts
-from vae.image import to_tensor, to_uint8
+from vae.image import to_uint8
 from vae.refine import refine
 
-from .errors import SettingsError
 from .generation import field_of
-from .guided import GuidedVelocity
+from .given import checked, differences
+from .guided import GuidedVelocity, stepped
 from .noise import draw_noise, generators
-from .settings import SIZE_UNIT, Settings
+from .settings import Settings
 from .state import State
 
 if TYPE_CHECKING:
@@ -32,20 +31,6 @@ if TYPE_CHECKING:
 
 IMAGE_RANGE = 2.0
 """Of an image, from -1 to 1."""
-
-FLOW = (
-    "prompts",
-    "negative",
-    "guidance_scale",
-    "steps",
-    "solver",
-    "solver_options",
-    "schedule",
-    "schedule_shift",
-    "policy",
-    "missing",
-)
-"""The settings that decide where a solver goes; the rest decide where it begins, and how fast."""
 
 
 @dataclass(frozen=True)
@@ -87,53 +72,6 @@ class Inverted:
         return "\n".join(lines)
 
 
-def opened(
-    data: Tensor | Image.Image | State,
-    prompt: PromptLike | Sequence[PromptLike] | None,
-    companion: Companion | None,
-    given: Mapping[str, Any],
-) -> tuple[Tensor | Image.Image, Settings, Companion | None, Settings | None]:
-    """What is to be inverted and how it was made, from plain arguments or from a saved state.
-
-    Args:
-        data: pictures, latents, or a state, which brings its settings and its companion.
-        prompt: of the generation; None leaves it to the state.
-        companion: of a reversible solver; None leaves it to the state.
-        given: other settings; they change what they name in those of a state.
-
-    Returns:
-        Pictures or latents, the settings, the companion if any, and the saved settings if any.
-
-    Raises:
-        SettingsError: a state without latents, no prompt at all, or settings out of range.
-    """
-    given = dict(given)
-    if "negative" in given:
-        (given["negative"],) = as_prompts(given["negative"])
-    if prompt is not None:
-        given["prompts"] = as_prompts(prompt)
-    if isinstance(data, State):
-        if data.latents is None:
-            raise SettingsError("this state holds noise and no latents: there is nothing to invert")
-        return data.latents, replace(data.settings, **given), companion or data.companion, data.settings
-    if prompt is None:
-        raise SettingsError("which prompt was the picture drawn from? Only a saved state knows by itself")
-    count = 1 if isinstance(data, Image.Image) else len(data)
-    given.setdefault("images_per_prompt", count if len(given["prompts"]) == 1 else 1)
-    given.setdefault("seed", None)
-    return data, Settings(**given), companion, None
-
-
-def differences(saved: Settings, settings: Settings) -> tuple[str, ...]:
-    """One line for each setting that makes another flow of the saved one, and what that costs."""
-    names = [name for name in FLOW if getattr(saved, name) != getattr(settings, name)]
-    return tuple(
-        f"{name.replace('_', ' ')}: not what the picture was drawn with. That is another flow, and leads to "
-        "other noise: it draws this picture under these settings, but is not what the picture came from"
-        for name in names
-    )
-
-
 def invert(
     pipe: "Pipeline",
     data: Tensor | Image.Image,
@@ -163,6 +101,8 @@ def invert(
         measure: draw again from the noise.
         progress: show a bar.
     """
+    if companion is None:
+        check_method(settings, method, options)
     image, latents, settings = checked(pipe, data, settings)
     *cond, uncond = pipe.encode_each(settings)
     losses: dict[str, Closeness] = {}
@@ -173,22 +113,15 @@ def invert(
     velocity = GuidedVelocity(
         pipe.mmdit, cond, uncond, settings.guidance_scale, batch_size=settings.batch_size
     )
-    sigmas = flow.sigmas(settings.steps, settings.schedule_shift, settings.schedule)
     given = dict(options or {}) | (dict(settings.solver_options) if companion is not None else {})
-    steps = flow.inverting(
-        velocity,
-        latents,
-        sigmas,
-        method,
-        settings.solver,
-        companion=companion,
-        extra=field_of(settings),
-        **given,
+    sigmas = settings.sigmas
+    found, report = way_back(
+        velocity, latents, settings, sigmas, method, given, companion=companion, progress=progress
     )
-    found, report = _run(steps, velocity, settings, "undo" if companion is not None else method, progress)
     if measure:
-        again = flow.solve(velocity, found, sigmas, settings.solver, **settings.solver_options)
-        losses["solver"] = closeness(again, latents)
+        again = flow.SOLVERS[settings.solver].run(velocity, found, sigmas, **settings.solver_options)
+        end = flow.last(stepped(again, range(settings.steps), velocity))
+        losses["solver"] = closeness(end.x, latents)
     true = draw_noise(generators(settings.seeds), latents.shape[1:]) if settings.seeds else noise
     if true is not None:
         losses["noise"] = closeness(found.cpu(), true.cpu())
@@ -202,37 +135,15 @@ def invert(
     )
 
 
-def checked(
-    pipe: "Pipeline", data: Tensor | Image.Image, settings: Settings
-) -> tuple[Tensor | None, Tensor | None, Settings]:
-    """Tell pictures from latents, and see that they are those of the settings.
+def check_method(settings: Settings, method: str, options: Mapping[str, Any] | None = None) -> None:
+    """Refuse a method that cannot invert a generation of these settings, before anything is computed.
 
-    Returns:
-        The image or None, the latents or None, and the settings with the size filled in.
+    Raises:
+        FlowError: as `flow.inverting`, which checks all but the data before its first step.
     """
-    tensor = to_tensor(data) if isinstance(data, Image.Image) else data
-    channels = pipe.mmdit.config.channels
-    if tensor.ndim != 4 or tensor.shape[1] not in (3, channels) or not tensor.is_floating_point():
-        raise SettingsError(
-            f"expected pictures (B, 3, H, W) or latents (B, {channels}, h, w), "
-            f"got {tensor.dtype} {tuple(tensor.shape)}"
-        )
-    is_image = tensor.shape[1] == 3
-    height, width = (side * (1 if is_image else pipe.vae.config.factor) for side in tensor.shape[2:])
-    if height % SIZE_UNIT or width % SIZE_UNIT:
-        raise SettingsError(
-            f"a picture of {width} x {height} is none of this model's: its sides must be multiples of "
-            f"{SIZE_UNIT}. vae.image.fit scales and crops, but no generation ended there"
-        )
-    if (settings.width or width, settings.height or height) != (width, height):
-        raise SettingsError(
-            f"the settings are those of {settings.width} x {settings.height}, and this has {width} x {height}"
-        )
-    if len(tensor) != settings.images:
-        raise SettingsError(f"the settings are those of {settings.images} pictures, got {len(tensor)}")
-    settings = pipe.complete(replace(settings, width=width, height=height))
-    tensor = tensor.detach().float().to(pipe.device)
-    return (tensor, None, settings) if is_image else (None, tensor, settings)
+    flow.inverting(
+        lambda x, sigma: x, torch.zeros(1, 1), settings.sigmas, method, settings.solver, **(options or {})
+    )
 
 
 def _encoded(pipe: "Pipeline", image: Tensor, refine_steps: int) -> tuple[Tensor, dict[str, Closeness]]:
@@ -250,18 +161,45 @@ def _encoded(pipe: "Pipeline", image: Tensor, refine_steps: int) -> tuple[Tensor
     return latents, losses
 
 
-def _run(
-    steps: Iterator[flow.InverseStep], velocity: GuidedVelocity, settings: Settings, name: str, progress: bool
+def way_back(
+    velocity: GuidedVelocity,
+    latents: Tensor,
+    settings: Settings,
+    sigmas: Tensor,
+    method: str,
+    options: Mapping[str, Any],
+    *,
+    companion: Companion | None = None,
+    progress: bool = False,
 ) -> tuple[Tensor, Report]:
-    """Take the steps of an inversion to their end."""
-    reports, x = [], None
-    velocity.step = settings.steps - 1
-    for step in tqdm(steps, total=settings.steps, unit="step", disable=not progress):
+    """Find the noise that leads to latents, as `flow.inversion`, with a bar; the velocity knows its step.
+
+    Args:
+        velocity: of the settings.
+        latents: (B, 16, h, w).
+        settings: of the generation.
+        sigmas: the part of its noise levels that is inverted, to the end.
+        method: a name in `flow.METHODS`.
+        options: of the method, or of a reversible solver.
+        companion: of a reversible solver.
+        progress: show a bar.
+    """
+    steps = flow.inverting(
+        velocity,
+        latents,
+        sigmas,
+        method,
+        settings.solver,
+        companion=companion,
+        extra=field_of(settings),
+        **options,
+    )
+    count, reports, x = len(sigmas) - 1, [], latents
+    taken = stepped(steps, reversed(range(count)), velocity)
+    for step in tqdm(taken, desc="inverting", total=count, unit="step", disable=not progress):
         x = step.x
         reports.append(step.report)
-        velocity.step = max(step.report.number - 1, 0)
-    assert x is not None
-    return x, Report(name, settings.solver, tuple(reports))
+    return x, Report("undo" if companion is not None else method, settings.solver, tuple(reports))
 
 
 def _notes(pipe: "Pipeline", report: Report) -> Iterator[str]:

@@ -22,7 +22,8 @@ from textenc.prompt import PromptLike, as_prompts
 from .editing import Control, Edited, EditMethod, aimed, edit
 from .errors import SettingsError
 from .generation import Generation
-from .invert import Inverted, invert, opened
+from .given import opened
+from .invert import Inverted, invert
 from .model import Model
 from .report import Recorder
 from .result import Result
@@ -140,13 +141,16 @@ class Pipeline(Model):
         width = self.size.width if settings.width is None else settings.width
         height = self.size.height if settings.height is None else settings.height
         check_size(width, height, self.mmdit.config, self.vae.config)
+        computed = {part: str(dtype).removeprefix("torch.") for part, dtype in self.dtypes.items()}
         made_with = {
             "sd35": release(),
             "torch": torch.__version__,
             "device": self.device.type,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": computed["mmdit"],
             "t5": "yes" if self.text is not None and self.text.t5 is not None else "no",
         }
+        made_with |= {f"{part}_dtype": name for part, name in computed.items() if name != computed["mmdit"]}
+        made_with |= {f"{part}_source": source for part, source in self.sources.items()}
         return replace(settings, width=width, height=height, model=self.model, made_with=made_with)
 
     def invert(
@@ -178,6 +182,7 @@ class Pipeline(Model):
             noise: the true noise, where it is known, to compare with.
             refine_steps: steps of `vae.refine`, by which the latents of a picture are improved.
             measure: draw again from the noise that was found, to see what the inverse of the solver misses.
+                To hooks, its steps have the numbers of those that were undone.
             progress: show a bar on stderr.
             settings: the others that `generate` takes: negative, steps, guidance_scale, solver, ...; and
                 seed, where it is known: its noise is then compared with. They change those of a state, which

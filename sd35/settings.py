@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from typing import Any, Literal, get_args
 
-from flow import SOLVERS
+from torch import Tensor
+
+from flow import SOLVERS, sigmas
 from flow.schedule import Preset
 from textenc import POLICIES, Prompt
 from textenc.prompt import as_prompts
@@ -49,7 +51,10 @@ class Settings:
     missing: Missing = "zeros"  # what stands for an encoder that is not there
     batch_size: int = 1  # images that go through the transformer together
     model: str = ""  # the source it was loaded from
-    made_with: Mapping[str, str] = field(default_factory=dict)  # device, dtype, t5, versions
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    """The versions "sd35" and "torch"; "device"; "t5", yes or no; "dtype", the transformer's; "vae_dtype",
+    "clip_l_dtype", "clip_g_dtype" and "t5_dtype" where theirs differs; "vae_source", "text_source" and
+    "t5_source" where these came from elsewhere than `model`."""
 
     def __post_init__(self) -> None:
         self._check_counts()
@@ -112,6 +117,11 @@ class Settings:
     def seeds(self) -> tuple[int, ...]:
         """The seed of each image; empty where the noise was given."""
         return () if self.seed is None else tuple(range(self.seed, self.seed + self.images))
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels, (steps + 1,); see `flow.sigmas`."""
+        return sigmas(self.steps, self.schedule_shift, self.schedule)
 
     def of(self, index: int) -> "Settings":
         """The settings that make image `index` of the batch alone.

@@ -119,7 +119,7 @@ def settings_of(args: argparse.Namespace, saved: "Settings | None") -> "tuple[Se
     from textenc.prompt import as_prompts
 
     from ..errors import SettingsError
-    from ..invert import differences
+    from ..given import differences
     from ..settings import Settings
 
     given = given_settings(args)

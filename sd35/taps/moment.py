@@ -73,7 +73,8 @@ class Selection:
             if self.steps is not None or self.branch is not None:
                 raise TapError(
                     "steps and branches are those of a generation: run the transformer through "
-                    "pipe.generate or pipe.velocity, or leave `steps` and `branch` out"
+                    "pipe.generate, or through pipe.velocity with `velocity.step` set before each step, "
+                    "or leave `steps` and `branch` out"
                 )
             return [Moment()]
         self.seen.add(evaluation.step)
@@ -96,8 +97,10 @@ class Selection:
         """
         missed = sorted((self.steps or frozenset()) - self.seen)
         if missed and self.seen:
+            unset = "; with pipe.velocity, set `velocity.step` before each step" if self.seen == {0} else ""
             raise TapError(
                 f"steps {missed} never came: the model ran for steps {min(self.seen)} to {max(self.seen)}"
+                + unset
             )
         unused = list(unused)
         if unused:

@@ -1,10 +1,13 @@
 """From a picture under one prompt to a picture under another."""
 
+import copy
+from itertools import groupby
+
 import pytest
 import torch
 
 import flow
-from sd35 import Control, SettingsError, State
+from sd35 import Control, NonFiniteError, SettingsError, State, capture
 from sd35.editing import EditMethod
 
 FIELD = {"steps": 4, "guidance_scale": 2.0}
@@ -100,7 +103,11 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused(pipe, result, options, message) -> None:
+def test_what_cannot_be_done_is_refused_before_work(pipe, result, monkeypatch, options, message) -> None:
+    def fail(*_arguments) -> None:
+        pytest.fail("the transformer ran")
+
+    monkeypatch.setattr("sd35.guided.GuidedVelocity.__call__", fail)
     with pytest.raises(ValueError, match=message):
         pipe.edit(result.latents, "b", "a", **(OWN | options))
 
@@ -115,3 +122,43 @@ def test_prompts_and_companions_must_fit(pipe, result) -> None:
     made = pipe.generate("a", solver="reversible_heun", **FIELD)
     with pytest.raises(SettingsError, match="a companion is of use to the method inversion at strength 1"):
         pipe.edit(made.state(), "b", strength=0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "order"),
+    [
+        ("inversion", [3, 2, 1, 0, 1, 2, 3]),
+        ("flow_edit", [0, 1, 2, 3]),
+        ("rf_inversion", [3, 2, 1, 0, 1, 2, 3]),
+    ],
+)
+def test_hooks_can_tell_the_steps_apart(pipe, result, method, order) -> None:
+    with capture(pipe.mmdit, "output", branch="cond", reduce=torch.linalg.norm) as taps:
+        pipe.edit(result.latents, "b", "a", method=method, **OWN)
+    assert [step for step, _ in groupby(record.step for record in taps.records)] == order
+    with capture(pipe.mmdit, "output", steps=[3], reduce=torch.linalg.norm) as taps:
+        pipe.edit(result.latents, "b", "a", method=method, **OWN)
+    assert {record.step for record in taps.records} == {3}
+
+
+def test_nan_names_its_step(pipe, result) -> None:
+    calls = []
+
+    def spoil(_module, _inputs, output):
+        calls.append(None)
+        return output * torch.nan if len(calls) == 5 else output
+
+    copied = copy.deepcopy(pipe)
+    copied.mmdit.register_forward_hook(spoil)
+    with pytest.raises(NonFiniteError, match="at step 2"):  # two evaluations a step
+        copied.edit(result.latents, "b", "a", method="flow_edit", **OWN)
+
+
+@pytest.mark.parametrize("method", ["inversion", "rf_inversion"])
+def test_both_halves_show_how_far_they_are(pipe, result, capsys, method) -> None:
+    pipe.edit(result.latents, "b", "a", method=method, progress=True, **OWN)
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = [line for line in err.replace("\r", "\n").splitlines() if "4/4" in line]
+    halves = groupby(line.startswith("inverting") for line in last)  # a slow bar shows its end twice
+    assert [inverting for inverting, _ in halves] == [True, False]

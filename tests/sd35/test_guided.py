@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
+import flow
 from flow import guide
-from sd35 import NonFiniteError, SettingsError
-from sd35.guided import current_evaluation
+from sd35 import NonFiniteError, SettingsError, TapError, capture
+from sd35.guided import current_evaluation, stepped
 
 LONG = "a red circle on the left " * 16  # more than 77 tokens of T5, so a context of its own length
 
@@ -89,3 +90,19 @@ def test_nan_names_stage_step_sigma_and_dtype(pipe, states) -> None:
     ) as caught:
         velocity(*states)
     assert (caught.value.stage, caught.value.step, caught.value.dtype) == ("transformer", 3, torch.float32)
+
+
+def test_steps_can_be_told_apart_where_they_are_taken_by_stepped(pipe, states) -> None:
+    x, sigmas, velocity = states[0], flow.sigmas(3), pipe.velocity("a")
+    with capture(pipe.mmdit, "output", steps=[1, 2], branch="cond") as taps:
+        end = flow.last(stepped(flow.euler(velocity, x[:1], sigmas), range(3), velocity))
+    assert [record.step for record in taps.records] == [1, 2]
+    assert torch.equal(end.x, flow.solve(velocity, x[:1], sigmas))
+    velocity.step = 0
+    with (
+        pytest.raises(
+            TapError, match=r"steps \[1\] never came: .*; with pipe\.velocity, set `velocity\.step`"
+        ),
+        capture(pipe.mmdit, "output", steps=[1]),
+    ):
+        flow.solve(velocity, x[:1], sigmas)

@@ -1,10 +1,12 @@
 """From pictures and latents back to noise."""
 
+from itertools import groupby
+
 import pytest
 import torch
 
 import flow
-from sd35 import SettingsError, State, load
+from sd35 import SettingsError, State, capture, load
 
 STEPS = 4
 FIELD = {"steps": STEPS, "guidance_scale": 2.0}
@@ -117,3 +119,21 @@ def test_undoing_in_half_precision_needs_no_warning(model_folder) -> None:
     inverted = half.invert(made.state())
     assert torch.equal(inverted.noise, made.noise)
     assert inverted.notes == ()
+
+
+def test_hooks_can_tell_the_steps_apart(pipe, result) -> None:
+    with capture(pipe.mmdit, "output", branch="cond", reduce=torch.linalg.norm) as taps:
+        pipe.invert(result.latents, "a red circle", **FIELD)
+    steps = [record.step for record in taps.records]
+    assert [step for step, _ in groupby(steps)] == [3, 2, 1, 0, 1, 2, 3]  # down to noise, and drawn again
+
+
+@pytest.mark.parametrize("options", [{"method": "guess"}, {"method_options": {"accuracy": 0.0}}])
+def test_a_wrong_method_is_refused_before_work(pipe, result, monkeypatch, options) -> None:
+    def fail(*_arguments, **_options) -> None:
+        pytest.fail("work began")
+
+    monkeypatch.setattr("sd35.model.Model.encode", fail)
+    monkeypatch.setattr("sd35.model.Model.encode_prompt", fail)
+    with pytest.raises(flow.FlowError):
+        pipe.invert(result.images[0], "a", refine_steps=5, **options)
