@@ -1,10 +1,15 @@
 """Options that several commands share."""
 
 import argparse
+import sys
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from ..pipeline import Pipeline
+    from ..settings import Settings
 
 SETTINGS = (
     "negative",
@@ -95,23 +100,62 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
 
 
-def load_pipeline(args: argparse.Namespace, **defaults: Any) -> "Pipeline":
-    """Load what `add_model`'s options ask for.
+def load_pipeline(
+    args: argparse.Namespace,
+    settings: "Settings",
+    *,
+    dtype: str | None = None,
+    blocks: Iterable[int] = (),
+) -> "Pipeline":
+    """Load what `add_model`'s options ask for; and where they are silent, what a picture was made with.
 
     Args:
         args: the parsed arguments.
-        defaults: model, t5 and dtype where the user gave none.
-    """
-    from ..device import as_device, as_dtype
-    from ..loading import load
+        settings: of what is to be drawn. Those of an earlier picture say what that was made with.
+        dtype: in place of the picture's.
+        blocks: numbers of joint blocks that are to be looked into.
 
-    t5 = defaults.get("t5", True) if args.t5 is None else args.t5
-    return load(
-        args.model or defaults.get("model") or "tiny",
-        as_device(args.device),
-        as_dtype(args.dtype or defaults.get("dtype")),
-        text=args.text_encoders or True,
-        t5=t5,
-        vae=args.vae,
+    Raises:
+        ValueError: as `load`; or the model draws no such size or has no such blocks, before weights are read.
+    """
+    from ..attention import check_blocks
+    from ..device import as_device, as_dtype
+    from ..loading import find, load
+    from ..size import check_size
+
+    made = settings.made_with
+    device = as_device(args.device)
+    source, vae = args.model or settings.model or "tiny", args.vae or made.get("vae_source")
+    found = find(source, vae)
+    width, height = settings.width or found.size.width, settings.height or found.size.height
+    check_size(width, height, found.mmdit, found.vae)
+    check_blocks(blocks, found.mmdit.depth)
+    with_t5 = made.get("t5") != "no" if args.t5 is None else args.t5
+    pipe = load(
+        source,
+        device,
+        as_dtype(args.dtype or dtype) or _dtypes(made),
+        text=args.text_encoders or made.get("text_source", True),
+        t5=with_t5 and made.get("t5_source", True),
+        vae=vae,
         one_by_one=args.one_by_one,
     )
+    drawn_on = made.get("device", device.type)
+    if args.device == "auto" and dtype is None and drawn_on != device.type:
+        print(
+            f"note: this was drawn on {drawn_on}, and is computed on {device.type}, which rounds otherwise: "
+            "expect small differences",
+            file=sys.stderr,
+        )
+    return pipe
+
+
+def _dtypes(made_with: Mapping[str, str]) -> "dict[str, torch.dtype | None] | None":
+    """What each part of a picture's model computed in; None where nothing tells."""
+    from weights.parts import PARTS
+
+    from ..device import as_dtype
+
+    if "dtype" not in made_with:
+        return None
+    return {part: as_dtype(made_with.get(f"{part}_dtype", made_with["dtype"])) for part in PARTS}

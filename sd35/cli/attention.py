@@ -70,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError(f"a sheet is of one picture, and {settings.images} were asked for")
     check_words(settings.prompts[0], args.words or ())
     check_output([args.output], suffix=".png", overwrite=args.overwrite)
-    pipe = load_pipeline(args)
+    late = sorted(step for step in args.at_steps or () if not 0 <= step < settings.steps)
+    if late:
+        raise SettingsError(f"--at-step must be 0 to {settings.steps - 1}, got {late[0]}")
+    pipe = load_pipeline(args, settings, blocks=args.blocks or ())
     with attention_maps(pipe.mmdit, [args.part], blocks=args.blocks, steps=args.at_steps) as maps:
         result = pipe.run(settings, progress=sys.stderr.isatty())
     for note in result.notes:

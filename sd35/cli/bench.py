@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError(f"--repeats must be at least 1, got {args.repeats}")
     prompt = "a red circle above a blue square on a white background"
     asked = Settings(prompts=as_prompts(prompt), width=args.width, height=args.height)
-    pipe = load_pipeline(args)
+    pipe = load_pipeline(args, asked)
     settings = pipe.complete(asked)
     generator = torch.Generator().manual_seed(0)
     shape = pipe.latents_shape(settings.width, settings.height)

@@ -68,18 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, load, edit and save; print the paths of the pictures."""
-    from ..editing import edit
+    from ..editing import edit, levels
     from ..result import check_pictures
 
     data, saved, companion = read_input(args.input)
     source, target = settings_of(args, saved)
     check_pictures(args.output, source.images, overwrite=args.overwrite, bits=args.bits)
+    levels(source, args.method, args.strength)  # refuses a wrong method or strength before anything is loaded
     if args.method != "inversion" or args.strength != 1 or source != saved:
         companion = None
-    made_with = source.made_with
     # Undoing repeats the very velocities of the generation; everything else is better off in float32.
-    dtype = "float32" if companion is None else made_with.get("dtype")
-    pipe = load_pipeline(args, model=source.model, t5=made_with.get("t5") != "no", dtype=dtype)
+    pipe = load_pipeline(args, source, dtype="float32" if companion is None else None)
     edited = edit(
         pipe,
         data,

@@ -70,10 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         check_output([args.report], suffix=".html", overwrite=args.overwrite)
 
-    made_with = settings.made_with
-    pipe = load_pipeline(
-        args, model=settings.model, t5=made_with.get("t5") != "no", dtype=made_with.get("dtype")
-    )
+    pipe = load_pipeline(args, settings)
     result = pipe.run(settings, progress=sys.stderr.isatty(), record=args.report is not None)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)

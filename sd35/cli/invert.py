@@ -59,17 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Invert, write the noise, print the table of losses."""
+    from ..errors import SettingsError
     from ..files import check_output
-    from ..invert import invert
+    from ..invert import check_method, invert
 
     check_output([args.output], suffix=".safetensors", overwrite=args.overwrite)
     data, saved, companion = read_input(args.input)
     settings, notes = settings_of(args, saved)
     options: dict[str, Any] = {} if args.accuracy is None else {"accuracy": args.accuracy}
-    made_with = settings.made_with
+    if options and (args.method != "exact" or companion is not None):
+        raise SettingsError("--accuracy is of the exact method, and another way is taken here: leave it out")
+    if companion is None:
+        check_method(settings, args.method, options)
     # Undoing repeats the very velocities of the generation; everything else is better off in float32.
-    dtype = "float32" if companion is None else made_with.get("dtype")
-    pipe = load_pipeline(args, model=settings.model, t5=made_with.get("t5") != "no", dtype=dtype)
+    pipe = load_pipeline(args, settings, dtype="float32" if companion is None else None)
     inverted = invert(
         pipe,
         data,

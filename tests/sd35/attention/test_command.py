@@ -9,7 +9,7 @@ from sd35.cli import attention, main
 @pytest.fixture
 def run(pipe, tmp_path, monkeypatch):
     """Runs the command on the random model, in an empty folder."""
-    monkeypatch.setattr(attention, "load_pipeline", lambda args: pipe)
+    monkeypatch.setattr(attention, "load_pipeline", lambda args, settings, blocks: pipe)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: main(
         ["attention", "a red circle above a blue square", "--steps", "1", *arguments]
@@ -33,7 +33,7 @@ def test_writes_a_sheet_and_prints_numbers(run, tmp_path, capsys):
     [
         (("-w", "circel"), "did you mean circle?"),
         (("--block", "9"), "blocks must be 0 to 2, got [9]"),
-        (("--at-step", "4"), "steps [4] never came"),
+        (("--at-step", "1"), "--at-step must be 0 to 0, got 1"),
         (("-o", "sheet.jpg"), "must be a .png file"),
         (("--images-per-prompt", "2"), "a sheet is of one picture, and 2 were asked for"),
     ],

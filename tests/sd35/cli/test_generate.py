@@ -1,15 +1,20 @@
 """`sd35 generate`."""
 
 import io
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from sd35 import Settings, read_settings
+from sd35 import Settings, load, read_settings
 from sd35.cli import generate
+from sd35.metadata import png_info
 
 QUICK = ("--steps", "2")
 
@@ -56,6 +61,74 @@ def test_a_picture_is_repeated_from_itself(sd35, model_folder, tmp_path) -> None
     assert sd35("generate", "--from-image", made, "--seed", "9", "-o", other)[0] == 0
     assert read_settings(other).seed == 9
     assert not np.array_equal(pixels(made), pixels(other))
+
+
+@pytest.fixture(scope="module")
+def other(model_folder, tmp_path_factory) -> Path:
+    """The model with other weights in every part."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(model_folder, folder)
+    for path in folder.rglob("*.safetensors"):
+        save_file({name: 1.25 * tensor for name, tensor in load_file(path).items()}, path)
+    return folder
+
+
+def test_parts_that_came_from_elsewhere_come_from_there_again(sd35, model_folder, other, tmp_path) -> None:
+    first, second, changed, plain = (tmp_path / f"{name}.png" for name in range(4))
+    arguments = ("-m", model_folder, "--text-encoders", other, "--vae", other, *QUICK)
+    assert sd35("generate", "a red circle", *arguments, "-o", first)[0] == 0
+    assert sd35("generate", "--from-image", first, "-o", second) == (0, f"{second}\n", "")
+    assert np.array_equal(pixels(first), pixels(second))
+    assert read_settings(first) == read_settings(second)
+    assert sd35("generate", "--from-image", first, "--vae", model_folder, "-o", changed)[0] == 0
+    made_with = read_settings(changed).made_with
+    assert (made_with["text_source"], made_with["vae_source"]) == (str(other), str(model_folder))
+    sd35("generate", "a red circle", "-m", model_folder, *QUICK, "-o", plain)
+    pictures = [pixels(path).tobytes() for path in (first, changed, plain)]
+    assert len(set(pictures)) == 3  # each part matters
+    assert not {"text_source", "vae_source"} & read_settings(plain).made_with.keys()
+
+
+def test_parts_compute_again_in_their_own_dtypes_and_t5_comes_from_its_source(
+    sd35, model_folder, other, tmp_path
+) -> None:
+    t5 = other / "text_encoders" / "t5xxl_fp16.safetensors"
+    dtypes = {"mmdit": torch.bfloat16, "clip_l": torch.float32, "t5": torch.float32}
+    pipe = load(model_folder, dtype=dtypes, t5=t5)
+    (first,) = pipe.generate("a red circle", steps=2).save(tmp_path / "1.png")
+    again, cast = tmp_path / "2.png", tmp_path / "3.png"
+    assert sd35("generate", "--from-image", first, "-o", again, "--device", "cpu")[0] == 0
+    assert np.array_equal(pixels(first), pixels(again))
+    settings = read_settings(first)
+    assert read_settings(again) == settings
+    own = {name: value for name, value in settings.made_with.items() if "dtype" in name or "t5" in name}
+    assert own == {
+        "dtype": "bfloat16",
+        "vae_dtype": "float32",  # no entry, so the usual one
+        "clip_l_dtype": "float32",
+        "clip_g_dtype": "float32",
+        "t5_dtype": "float32",
+        "t5": "yes",
+        "t5_source": str(t5),
+    }
+    frugal = load(model_folder, dtype=dtypes, t5=t5, one_by_one=True)
+    assert frugal.complete(settings).made_with == settings.made_with
+    assert sd35("generate", "--from-image", first, "-o", cast, "--dtype", "float32", "--no-t5")[0] == 0
+    made_with = read_settings(cast).made_with
+    assert (made_with["dtype"], made_with["t5"]) == ("float32", "no")
+    assert not any(name.endswith("_dtype") for name in made_with)
+
+
+def test_what_cannot_be_restored_is_told(sd35, model_folder, tmp_path) -> None:
+    first, moved, again = (tmp_path / f"{name}.png" for name in range(3))
+    sd35("generate", "a", "-m", model_folder, "-o", first, *QUICK)
+    settings = replace(read_settings(first), made_with={"device": "elsewhere", "dtype": "float32"})
+    with Image.open(first) as picture:
+        picture.save(moved, pnginfo=png_info(settings))
+    status, _, err = sd35("generate", "--from-image", moved, "-o", again)
+    assert status == 0
+    assert err.startswith("note: this was drawn on elsewhere, and is computed on")
+    assert sd35("generate", "--from-image", moved, "-o", again, "--overwrite", "--device", "cpu")[2] == ""
 
 
 def test_a_file_of_prompts(sd35, model_folder, tmp_path, monkeypatch) -> None:
