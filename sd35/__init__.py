@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .editing import Control, Edited
     from .errors import NonFiniteError, SettingsError
     from .generation import Generation
+    from .guidance import Guidance
     from .guided import GuidedVelocity
     from .invert import Inverted
     from .loading import load
@@ -44,6 +45,7 @@ __all__ = [
     "Control",
     "Edited",
     "Generation",
+    "Guidance",
     "GuidedVelocity",
     "Inverted",
     "NonFiniteError",
@@ -75,6 +77,7 @@ _HOMES = {
     "Control": ".editing",
     "Edited": ".editing",
     "Generation": ".generation",
+    "Guidance": ".guidance",
     "GuidedVelocity": ".guided",
     "Inverted": ".invert",
     "NonFiniteError": ".errors",

@@ -28,8 +28,9 @@ from vae.image import save_png16, to_pil
 from .errors import SettingsError
 from .files import written
 from .given import checked
-from .guided import GuidedVelocity, stepped
-from .invert import way_back
+from .guidance import PLAIN
+from .guided import GuidedVelocity, stepped, velocity_of
+from .invert import notes_of, way_back
 from .noise import draw_noise, generators
 from .result import check_pictures
 from .settings import Settings
@@ -63,7 +64,7 @@ class Edited:
     settings: Settings
     """Of the second half, with the other prompt. They do not make the picture again by themselves."""
     notes: tuple[str, ...] = ()
-    """What a user should know: where the inversion did not converge."""
+    """What a user should know: where the inversion did not converge, or nothing pulls toward the picture."""
 
     @cached_property
     def images(self) -> list[Image.Image]:
@@ -101,7 +102,7 @@ def edit(
         ValueError: as `Pipeline.edit`.
     """
     sigmas = levels(source, method, strength)
-    if companion is not None and (method != "inversion" or len(sigmas) <= source.steps):
+    if companion is not None and not undoes(method, strength):
         raise SettingsError("a companion is of use to the method inversion at strength 1 only: leave it out")
     latents, source, target = _checked(pipe, data, source, target)
 
@@ -114,10 +115,21 @@ def edit(
         steps = flow.flow_edit(before, after, latents, sigmas, generator=drawn, average=average)
         steps = stepped(steps, range(len(sigmas) - 1), before, after)
     else:
-        steps = _held_near(pipe, latents, target, sigmas, control or Control(), progress)
+        control = control or Control()
+        if sigmas[0] <= control.interval[0]:
+            notes = (
+                f"at strength {strength:g} the edit begins at noise level {float(sigmas[0]):.3g}; η acts "
+                f"from {control.interval[0]:g} up, which is never: nothing pulls toward the picture",
+            )
+        steps = _held_near(pipe, latents, target, sigmas, control, progress)
     for step in tqdm(steps, total=len(sigmas) - 1, unit="step", disable=not progress):
         latents = step.x
     return Edited(pipe.decode(latents).detach().cpu(), latents.detach().cpu(), target, notes)
+
+
+def undoes(method: str, strength: float) -> bool:
+    """Whether an edit goes back all the way to the noise, so that a companion is of use."""
+    return method == "inversion" and strength == 1
 
 
 def levels(source: Settings, method: str, strength: float) -> Tensor:
@@ -175,7 +187,7 @@ def _by_inversion(
     )
     velocity = _velocity(pipe, target)
     steps = flow.SOLVERS[target.solver].run(velocity, noise, sigmas, **target.solver_options)
-    notes = report.problems
+    notes = tuple(notes_of(pipe, report))
     if method == "naive":
         notes = (
             f"{source.solver} cannot be undone from its last state alone: its inverse is approximate",
@@ -189,6 +201,7 @@ def _held_near(
 ) -> Iterator[flow.Step]:
     """RF-Inversion: up without a prompt and without guidance, down with the prompt, held near the latents."""
     nothing = replace(target, prompts=(target.negative,), images_per_prompt=len(latents), guidance_scale=1.0)
+    nothing = replace(nothing, guidance=PLAIN)
     typical = draw_noise(generators(target.seeds), latents.shape[1:]).to(latents)
     unprompted, prompted = _velocity(pipe, nothing), _velocity(pipe, target)
     upward = flow.toward_noise(unprompted, typical, control.toward_noise)
@@ -225,5 +238,4 @@ def _checked(
 
 
 def _velocity(pipe: "Pipeline", settings: Settings) -> GuidedVelocity:
-    *cond, uncond = pipe.encode_each(settings)
-    return GuidedVelocity(pipe.mmdit, cond, uncond, settings.guidance_scale, batch_size=settings.batch_size)
+    return velocity_of(pipe.mmdit, settings, pipe.encode_each(settings))

@@ -10,7 +10,7 @@ import flow
 from flow import companion_of
 from textenc import Encoding
 
-from .guided import GuidedVelocity, stepped
+from .guided import stepped, velocity_of
 from .noise import draw_noise, generators
 from .result import Result
 from .settings import Settings
@@ -44,10 +44,7 @@ class Generation:
         self._last: flow.Step | None = None
         self.settings = settings
         self.encodings = encodings
-        *cond, uncond = encodings
-        self.velocity = GuidedVelocity(
-            pipe.mmdit, cond, uncond, settings.guidance_scale, batch_size=settings.batch_size
-        )
+        self.velocity = velocity_of(pipe.mmdit, settings, encodings)
         self.sigmas = settings.sigmas
         self._shape = pipe.latents_shape(settings.width, settings.height)
         self.noise = draw_noise(generators(settings.seeds), self._shape) if noise is None else noise
@@ -113,7 +110,7 @@ def field_of(settings: Settings) -> dict[str, Any]:
         "prompts": [asdict(prompt) for prompt in settings.prompts],
         "negative": asdict(settings.negative),
         "guidance_scale": settings.guidance_scale,
+        "guidance": settings.guidance.to_dict(),
         "policy": settings.policy,
         "missing": settings.missing,
-        "model": settings.model,
     }

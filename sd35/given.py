@@ -22,6 +22,7 @@ FLOW = (
     "prompts",
     "negative",
     "guidance_scale",
+    "guidance",
     "steps",
     "solver",
     "solver_options",

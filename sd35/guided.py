@@ -9,13 +9,16 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from flow import guided
+from flow import SkipLayer, guided, skip_layer, zero_start
+from flow.guidance import Adjust
 from mmdit import MMDiT
 from textenc import Encoding
 
 from .errors import SettingsError, check_finite
+from .settings import Settings
 
-Branch = Literal["cond", "uncond"]
+Branch = Literal["cond", "uncond", "skipped"]
+"""With the prompt, with the negative one, and with the prompt but layers left out (skip-layer guidance)."""
 Taken = TypeVar("Taken")
 """A step of a solver, or of an inverse."""
 
@@ -69,6 +72,9 @@ class GuidedVelocity:
         guidance_scale: float,
         *,
         batch_size: int = 1,
+        adjust: Sequence[Adjust] = (),
+        skip: tuple[SkipLayer, Tensor] | None = None,
+        still_above: float | None = None,
         **guidance: Any,
     ) -> None:
         """Join a transformer with encoded prompts.
@@ -79,12 +85,23 @@ class GuidedVelocity:
             uncond: the negative prompt, of all samples.
             guidance_scale: see `flow.guide`; 1 leaves the negative prompt out, at half the cost.
             batch_size: samples that go through the transformer together.
-            guidance: `combine`, `adjust` and `interval` of `flow.guided`.
+            adjust: as in `flow.guided`, after skip-layer guidance where there is one.
+            skip: skip-layer guidance, and the noise levels of the generation, (steps + 1,).
+            still_above: the noise level above which the velocity is zero; see `flow.zero_start`.
+            guidance: `combine` and `interval` of `flow.guided`.
+
+        Raises:
+            SettingsError: a layer to be skipped that the transformer does not have.
         """
+        if skip is not None and (unknown := set(skip[0].layers) - set(range(mmdit.config.depth))):
+            raise SettingsError(
+                f"layers to skip must be in 0 to {mmdit.config.depth - 1}, got {sorted(unknown)}"
+            )
         self.mmdit = mmdit
         self.cond, self.uncond = tuple(cond), uncond
         self.guidance_scale = guidance_scale
         self.batch_size = batch_size
+        self.adjust, self.skip, self.still_above = tuple(adjust), skip, still_above
         self.guidance = guidance
         self.step = 0
 
@@ -124,13 +141,18 @@ class GuidedVelocity:
             v = self._evaluate(x, sigma, [*cond, *uncond], samples, "cond", "uncond")
             return v[: len(x)], v[len(x) :]
 
-        return guided(
+        def skipped(x: Tensor, sigma: Tensor) -> Tensor:
+            return self._evaluate(x, sigma, cond, samples, "skipped")
+
+        velocity = guided(
             lambda x, sigma: self._evaluate(x, sigma, cond, samples, "cond"),
             lambda x, sigma: self._evaluate(x, sigma, uncond, samples, "uncond"),
             self.guidance_scale,
             together=together if cond[0].context.shape == self.uncond.context.shape else None,
+            adjust=self.adjust if self.skip is None else (skip_layer(skipped, *self.skip), *self.adjust),
             **self.guidance,
-        )(x, sigma)
+        )
+        return (velocity if self.still_above is None else zero_start(velocity, self.still_above))(x, sigma)
 
     def _evaluate(
         self, x: Tensor, sigma: Tensor, encodings: list[Encoding], samples: tuple[int, ...], *branches: Branch
@@ -141,10 +163,30 @@ class GuidedVelocity:
         pooled = torch.cat([encoding.pooled for encoding in encodings])
         times = len(branches)
         level = float(sigma[0])
+        skip_layers = self.skip[0].layers if self.skip is not None and branches == ("skipped",) else ()
         with _announced(Evaluation(self.step, level, samples * times, each, tuple(encodings))):
-            v = self.mmdit(x.repeat(times, 1, 1, 1), sigma.repeat(times), context, pooled)
+            x, sigma = x.repeat(times, 1, 1, 1), sigma.repeat(times)
+            v = self.mmdit(x, sigma, context, pooled, skip_layers=skip_layers)
         dtype = self.mmdit.context_embedder.weight.dtype
         return check_finite(v, "transformer", dtype, step=self.step, sigma=level)
+
+
+def velocity_of(mmdit: MMDiT, settings: Settings, encodings: Sequence[Encoding]) -> GuidedVelocity:
+    """The velocity that a generation of these settings follows.
+
+    Args:
+        mmdit: the transformer.
+        settings: scale, variant of guidance, noise levels, batch size.
+        encodings: of each image, and then of the negative prompt, as `Model.encode_each` gives them.
+
+    Raises:
+        SettingsError: guidance that does not fit the model or the number of steps.
+    """
+    *cond, uncond = encodings
+    options = settings.guidance.options(settings.sigmas)
+    return GuidedVelocity(
+        mmdit, cond, uncond, settings.guidance_scale, batch_size=settings.batch_size, **options
+    )
 
 
 def stepped(steps: Iterator[Taken], numbers: Iterable[int], *velocities: GuidedVelocity) -> Iterator[Taken]:

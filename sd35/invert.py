@@ -21,7 +21,7 @@ from vae.refine import refine
 
 from .generation import field_of
 from .given import checked, differences
-from .guided import GuidedVelocity, stepped
+from .guided import GuidedVelocity, stepped, velocity_of
 from .noise import draw_noise, generators
 from .settings import Settings
 from .state import State
@@ -104,17 +104,14 @@ def invert(
     if companion is None:
         check_method(settings, method, options)
     image, latents, settings = checked(pipe, data, settings)
-    *cond, uncond = pipe.encode_each(settings)
+    velocity = velocity_of(pipe.mmdit, settings, pipe.encode_each(settings))
     losses: dict[str, Closeness] = {}
     if image is not None:
         latents, losses = _encoded(pipe, image, refine_steps)
     assert latents is not None
 
-    velocity = GuidedVelocity(
-        pipe.mmdit, cond, uncond, settings.guidance_scale, batch_size=settings.batch_size
-    )
-    given = dict(options or {}) | (dict(settings.solver_options) if companion is not None else {})
     sigmas = settings.sigmas
+    given = dict(settings.solver_options) if companion is not None else _options(settings, method, options)
     found, report = way_back(
         velocity, latents, settings, sigmas, method, given, companion=companion, progress=progress
     )
@@ -122,16 +119,17 @@ def invert(
         again = flow.SOLVERS[settings.solver].run(velocity, found, sigmas, **settings.solver_options)
         end = flow.last(stepped(again, range(settings.steps), velocity))
         losses["solver"] = closeness(end.x, latents)
-    true = draw_noise(generators(settings.seeds), latents.shape[1:]) if settings.seeds else noise
-    if true is not None:
-        losses["noise"] = closeness(found.cpu(), true.cpu())
+    if noise is None and settings.seeds:
+        noise = draw_noise(generators(settings.seeds), latents.shape[1:])
+    if noise is not None:
+        losses["noise"] = closeness(found.cpu(), noise.cpu())
     return Inverted(
         noise=found.detach().cpu(),
         latents=latents.detach().cpu(),
         settings=settings,
         report=report,
         losses=losses,
-        notes=(*(differences(saved, settings) if saved is not None else ()), *_notes(pipe, report)),
+        notes=(*(differences(saved, settings) if saved is not None else ()), *notes_of(pipe, report)),
     )
 
 
@@ -141,9 +139,13 @@ def check_method(settings: Settings, method: str, options: Mapping[str, Any] | N
     Raises:
         FlowError: as `flow.inverting`, which checks all but the data before its first step.
     """
-    flow.inverting(
-        lambda x, sigma: x, torch.zeros(1, 1), settings.sigmas, method, settings.solver, **(options or {})
-    )
+    options = _options(settings, method, options)
+    flow.inverting(lambda x, sigma: x, torch.zeros(1, 1), settings.sigmas, method, settings.solver, **options)
+
+
+def _options(settings: Settings, method: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The keyword arguments of a method; the naive one runs the solver, and as the generation ran it."""
+    return {**(settings.solver_options if method == "naive" else {}), **(options or {})}
 
 
 def _encoded(pipe: "Pipeline", image: Tensor, refine_steps: int) -> tuple[Tensor, dict[str, Closeness]]:
@@ -202,7 +204,7 @@ def way_back(
     return x, Report("undo" if companion is not None else method, settings.solver, tuple(reports))
 
 
-def _notes(pipe: "Pipeline", report: Report) -> Iterator[str]:
+def notes_of(pipe: "Pipeline", report: Report) -> Iterator[str]:
     """What stands between the noise and belief."""
     yield from report.problems
     if pipe.dtype != torch.float32 and report.method != "undo":

@@ -19,10 +19,11 @@ from tqdm import tqdm
 from flow import SOLVERS, Companion
 from textenc.prompt import PromptLike, as_prompts
 
-from .editing import Control, Edited, EditMethod, aimed, edit
+from .editing import Control, Edited, EditMethod, aimed, edit, undoes
 from .errors import SettingsError
 from .generation import Generation
 from .given import opened
+from .guidance import PLAIN, Guidance
 from .invert import Inverted, invert
 from .model import Model
 from .report import Recorder
@@ -43,6 +44,7 @@ class Pipeline(Model):
         seed: int = 0,
         steps: int = 28,
         guidance_scale: float = 4.5,
+        guidance: Guidance = PLAIN,
         width: int | None = None,
         height: int | None = None,
         images_per_prompt: int = 1,
@@ -65,6 +67,7 @@ class Pipeline(Model):
             seed: 0 to 2³² - 1; image k of a batch is drawn from seed + k. Not read where `noise` is given.
             steps: at least 1.
             guidance_scale: how strongly to follow the prompt; 1 is no guidance, at half the cost.
+            guidance: how: its interval, rescaling, CFG-Zero*, skip-layer guidance, ...
             width: in pixels, a multiple of 16; None is the size the model was trained at.
             height: likewise.
             images_per_prompt: images of each prompt, one after the other.
@@ -93,6 +96,7 @@ class Pipeline(Model):
             seed=seed if noise is None else None,
             steps=steps,
             guidance_scale=guidance_scale,
+            guidance=guidance,
             width=width,
             height=height,
             images_per_prompt=images_per_prompt,
@@ -249,7 +253,9 @@ class Pipeline(Model):
         """
         if source_guidance_scale is not None:
             settings["guidance_scale"] = source_guidance_scale
-        given, source, companion, _ = opened(data, source_prompt, companion, settings)
+        given, source, its, _ = opened(data, source_prompt, companion, settings)
+        if companion is None and undoes(method, strength):
+            companion = its  # the state's; other ways have no use for it
         return edit(
             self,
             given,

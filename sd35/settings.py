@@ -10,10 +10,12 @@ from torch import Tensor
 
 from flow import SOLVERS, sigmas
 from flow.schedule import Preset
+from flow.solvers.table import check_options
 from textenc import POLICIES, Prompt
 from textenc.prompt import as_prompts
 
 from .errors import SettingsError
+from .guidance import PLAIN, Guidance
 from .noise import SEEDS
 
 FORMAT = "sd35.Settings"
@@ -33,6 +35,7 @@ class Settings:
     Raises:
         SettingsError: a value that no model could be run with. What depends on the model, the size above all,
             is checked by the pipeline, before it starts to work.
+        FlowError: the solver does not take such an option.
     """
 
     prompts: tuple[Prompt, ...]
@@ -40,6 +43,7 @@ class Settings:
     seed: int | None = 0  # of the first image, seed + k of image k; None where the noise was given
     steps: int = 28
     guidance_scale: float = 4.5  # 1 is no guidance, at half the cost
+    guidance: Guidance = PLAIN  # how it is done; plain, at all noise levels
     width: int | None = None  # in pixels; None leaves it to the model
     height: int | None = None
     images_per_prompt: int = 1
@@ -64,6 +68,7 @@ class Settings:
         for name in ("guidance_scale", "schedule_shift"):
             if not _is_number(getattr(self, name)):
                 raise SettingsError(f"{name} must be a finite number, got {getattr(self, name)!r}")
+        check_options(f"solver {self.solver!r}", SOLVERS[self.solver].run, self.solver_options)
         if self.schedule_shift <= 0:
             raise SettingsError(f"schedule_shift must be positive, got {self.schedule_shift:g}")
 
@@ -103,7 +108,13 @@ class Settings:
                 raise SettingsError(f"{name} must be one of {', '.join(names)}; got {getattr(self, name)!r}")
 
     def _check_types(self) -> None:
-        kinds = {"solver_options": Mapping, "made_with": Mapping, "model": str, "negative": Prompt}
+        kinds = {
+            "solver_options": Mapping,
+            "made_with": Mapping,
+            "model": str,
+            "negative": Prompt,
+            "guidance": Guidance,
+        }
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise SettingsError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
@@ -142,6 +153,7 @@ class Settings:
         described = {one.name: getattr(self, one.name) for one in fields(self)}
         described["prompts"] = [_plain(prompt) for prompt in self.prompts]
         described["negative"] = _plain(self.negative)
+        described["guidance"] = self.guidance.to_dict()
         described["solver_options"] = dict(self.solver_options)
         described["made_with"] = dict(self.made_with)
         return json.dumps({"format": FORMAT, "version": VERSION, **described})
@@ -168,7 +180,8 @@ class Settings:
         try:
             prompts = as_prompts(described.pop("prompts"))
             (negative,) = as_prompts([described.pop("negative", "")])
-            return cls(prompts=prompts, negative=negative, **described)
+            guidance = Guidance.from_dict(described.pop("guidance", {}))
+            return cls(prompts=prompts, negative=negative, guidance=guidance, **described)
         except TypeError as error:
             raise SettingsError(f"saved settings are damaged: {error}") from error
 

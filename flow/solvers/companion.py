@@ -37,7 +37,7 @@ class Companion:
         """
         if self.fingerprint == fingerprint(expected):
             return
-        ours, theirs = _plain(self.settings), _plain(expected)
+        ours, theirs = _flat(self.settings), _flat(expected)
         wrong = [
             f"{name}: {_short(ours.get(name))} in the companion, {_short(theirs.get(name))} here"
             for name in sorted(ours.keys() | theirs.keys())
@@ -81,8 +81,10 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(settings, default=dict))
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain settings, the caller's among the others, so that each can be named by itself."""
+    plain = json.loads(json.dumps(settings, default=dict))
+    return plain | plain.pop("extra", {})
 
 
 def _short(value: object) -> str:

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -77,9 +78,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="SCALE",
         help="how strongly to follow the prompt (default 4.5); 1 is no guidance, at half the cost",
     )
+    _add_guidance(group)
     option("--width", type=int, help="in pixels, a multiple of 16; the model's own size by default")
     option("--height", type=int, help="likewise")
     option("--solver", help="euler (the default), midpoint, heun, dpmpp_2m, ...; a wrong name lists them all")
+    option(
+        "--solver-option",
+        action="append",
+        metavar="NAME=VALUE",
+        help="an option of the solver, as rtol=1e-4 of dopri5; may be repeated",
+    )
     option("--schedule", help="table of noise levels: reference (the default), diffusers or linear")
     option("--schedule-shift", type=float, metavar="SHIFT", help="toward noise (default 3)")
     option("--policy", help="how prompts are read: reference (the default), diffusers or reference-exact")
@@ -95,9 +103,87 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_guidance(group: Any) -> None:
+    """How guidance is done: the fields of `Guidance`."""
+
+    def option(*names: str, **details: Any) -> None:
+        group.add_argument(*names, default=argparse.SUPPRESS, **details)
+
+    option("--guidance-rule", help="plain (the default), cfg_zero (CFG-Zero*) or apg (adaptive projected)")
+    option(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels that are guided (default 0 1)",
+    )
+    option("--zero-steps", type=int, metavar="N", help="first steps that stand still (CFG-Zero*; default 0)")
+    option("--skip-layer", help="skip-layer guidance with the numbers of reference or diffusers")
+    option(
+        "--skipped",
+        type=int,
+        nargs="+",
+        metavar="BLOCK",
+        help="blocks that it leaves out (default 7 8 9, SD3.5-medium's)",
+    )
+    option("--guidance-rescale", type=float, metavar="PHI", help="of the spread, 0 (the default) to 1")
+    option(
+        "--guidance-threshold",
+        type=float,
+        nargs=2,
+        metavar=("PERCENTILE", "BOUND"),
+        help="dynamic thresholding, as 0.995 3",
+    )
+
+
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Those fields of `Settings` that the user gave."""
-    return {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+    """Those fields of `Settings` that the user gave.
+
+    Raises:
+        SettingsError: guidance out of range, or an option of the solver that is no NAME=VALUE.
+    """
+    given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+    if hasattr(args, "solver_option"):
+        given["solver_options"] = options_of(args.solver_option)
+    if guidance := _given_guidance(args):
+        from ..guidance import Guidance
+
+        given["guidance"] = Guidance(**guidance)
+    return given
+
+
+def _given_guidance(args: argparse.Namespace) -> dict[str, Any]:
+    """Those fields of `Guidance` that the user gave."""
+    names = {"guidance_rule": "rule", "zero_steps": "zero_steps", "guidance_rescale": "rescale"}
+    given = {field: getattr(args, name) for name, field in names.items() if hasattr(args, name)}
+    pairs = {"guidance_interval": "interval", "guidance_threshold": "threshold"}
+    given |= {field: tuple(getattr(args, name)) for name, field in pairs.items() if hasattr(args, name)}
+    skipped = tuple(args.skipped) if hasattr(args, "skipped") else None
+    if hasattr(args, "skip_layer") or skipped is not None:
+        from ..guidance import named_skip_layer
+
+        given["skip_layer"] = named_skip_layer(getattr(args, "skip_layer", "reference"), skipped)
+    return given
+
+
+def options_of(pairs: list[str] | None) -> dict[str, Any]:
+    """Options given as NAME=VALUE; a value is a number, true, false or null as in JSON, and else a word.
+
+    Raises:
+        SettingsError: one of them is no NAME=VALUE.
+    """
+    from ..errors import SettingsError
+
+    options: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not (equals and name.isidentifier()):
+            raise SettingsError(f"an option is given as NAME=VALUE, got {pair!r}")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def load_pipeline(

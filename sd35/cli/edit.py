@@ -62,20 +62,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--eta", type=float, help="rf_inversion: pull toward the picture, 0 to 1 (default 0.9)"
     )
+    group.add_argument(
+        "--eta-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="rf_inversion: noise levels at which it pulls toward the picture (default 0.75 1)",
+    )
     add_sampling(parser)
     add_model(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, load, edit and save; print the paths of the pictures."""
-    from ..editing import edit, levels
+    from ..editing import edit, levels, undoes
     from ..result import check_pictures
 
     data, saved, companion = read_input(args.input)
     source, target = settings_of(args, saved)
     check_pictures(args.output, source.images, overwrite=args.overwrite, bits=args.bits)
     levels(source, args.method, args.strength)  # refuses a wrong method or strength before anything is loaded
-    if args.method != "inversion" or args.strength != 1 or source != saved:
+    if not undoes(args.method, args.strength) or source != saved:
         companion = None
     # Undoing repeats the very velocities of the generation; everything else is better off in float32.
     pipe = load_pipeline(args, source, dtype="float32" if companion is None else None)
@@ -130,5 +137,6 @@ def control_of(args: argparse.Namespace) -> "Control":
     """What rf_inversion bends by."""
     from ..editing import Control
 
-    given = {"toward_noise": args.gamma, "toward_data": args.eta}
+    interval = None if args.eta_interval is None else tuple(args.eta_interval)
+    given = {"toward_noise": args.gamma, "toward_data": args.eta, "interval": interval}
     return Control(**{name: value for name, value in given.items() if value is not None})

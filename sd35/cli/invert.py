@@ -9,9 +9,9 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .arguments import add_model, add_sampling, given_settings, load_pipeline
+from .arguments import add_model, add_sampling, given_settings, load_pipeline, options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accuracy", type=float, help="of the exact method (default 1e-4); smaller costs more evaluations"
     )
     group.add_argument(
+        "--method-option",
+        action="append",
+        metavar="NAME=VALUE",
+        help="another option of the method, as iterations=4; may be repeated",
+    )
+    group.add_argument(
         "--refine-steps",
         type=int,
         default=0,
@@ -66,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     check_output([args.output], suffix=".safetensors", overwrite=args.overwrite)
     data, saved, companion = read_input(args.input)
     settings, notes = settings_of(args, saved)
-    options: dict[str, Any] = {} if args.accuracy is None else {"accuracy": args.accuracy}
+    options = options_of(args.method_option)
+    if args.accuracy is not None:
+        options["accuracy"] = args.accuracy
     if options and (args.method != "exact" or companion is not None):
         raise SettingsError("--accuracy is of the exact method, and another way is taken here: leave it out")
     if companion is None:

@@ -126,7 +126,7 @@ class Recorder:
             if tap.name == "output":
                 for sample, row in zip(samples, rows, strict=True):
                     self._velocities.setdefault((sample, moment.branch), row)
-            elif moment.branch != "uncond":
+            elif moment.branch in (None, "cond"):
                 self._note_block(tap.name, moment.step or 0, samples, rows)
 
     def _note_block(self, name: str, step: int, samples: tuple[int, ...], rows: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from ..guided import Branch, Evaluation, current_evaluation
 from .errors import TapError
 from .match import near
 
-BRANCHES: tuple[Branch, ...] = ("cond", "uncond")
+BRANCHES: tuple[Branch, ...] = get_args(Branch)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Selection:
 
     Args:
         steps: numbers of the solver's steps; None for all.
-        branch: "cond" or "uncond"; None for both.
+        branch: "cond", "uncond" or "skipped"; None for all.
 
     Raises:
         TapError: a step that is no whole number from 0 on, no step at all, or an unknown branch.
@@ -60,7 +61,9 @@ class Selection:
                 f"steps must be whole numbers from 0 on, and at least one; got {sorted(self.steps, key=str)}"
             )
         if branch is not None and branch not in BRANCHES:
-            raise TapError(f"branch must be 'cond' or 'uncond', got {branch!r}" + near(branch, BRANCHES))
+            raise TapError(
+                f"branch must be one of {', '.join(BRANCHES)}; got {branch!r}" + near(branch, BRANCHES)
+            )
 
     def moments(self) -> list[Moment]:
         """The wanted moments among those that the model is running for now: one for each branch.

@@ -121,7 +121,7 @@ def test_prompts_and_companions_must_fit(pipe, result) -> None:
         pipe.edit(State(result.settings, noise=result.noise), "b")
     made = pipe.generate("a", solver="reversible_heun", **FIELD)
     with pytest.raises(SettingsError, match="a companion is of use to the method inversion at strength 1"):
-        pipe.edit(made.state(), "b", strength=0.5)
+        pipe.edit(made.state(), "b", strength=0.5, companion=made.companion)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +162,15 @@ def test_both_halves_show_how_far_they_are(pipe, result, capsys, method) -> None
     last = [line for line in err.replace("\r", "\n").splitlines() if "4/4" in line]
     halves = groupby(line.startswith("inverting") for line in last)  # a slow bar shows its end twice
     assert [inverting for inverting, _ in halves] == [True, False]
+
+
+def test_a_reversible_state_can_be_edited_in_other_ways_too(pipe) -> None:
+    drawn = pipe.generate("a red circle", seed=4, solver="reversible_heun", **FIELD)
+    for options in ({"method": "flow_edit", "solver": "euler"}, {"strength": 0.5}):
+        assert pipe.edit(drawn.state(), "a blue star", **options).image.isfinite().all()
+
+
+def test_a_pull_that_never_acts_is_told(pipe, result) -> None:
+    held = {"method": "rf_inversion", **OWN}
+    assert "which is never" in pipe.edit(result.latents, "b", "a", strength=0.25, **held).notes[0]
+    assert pipe.edit(result.latents, "b", "a", strength=1.0, **held).notes == ()

@@ -137,3 +137,19 @@ def test_a_wrong_method_is_refused_before_work(pipe, result, monkeypatch, option
     monkeypatch.setattr("sd35.model.Model.encode_prompt", fail)
     with pytest.raises(flow.FlowError):
         pipe.invert(result.images[0], "a", refine_steps=5, **options)
+
+
+def test_the_naive_way_runs_the_solver_as_the_generation_did(pipe, result) -> None:
+    given = {"method": "naive", "solver": "leapfrog", "measure": False, **FIELD}
+    one, other = (
+        pipe.invert(result.latents, "a red circle", solver_options={"damping": damping}, **given).noise
+        for damping in (0.9, 0.6)
+    )
+    assert not torch.equal(one, other)
+
+
+def test_noise_that_is_given_is_what_is_compared_with(pipe, result) -> None:
+    given = {"seed": 5, "measure": False, **FIELD}  # of other noise than the picture's
+    own = pipe.invert(result.latents, "a red circle", noise=result.noise, **given)
+    drawn = pipe.invert(result.latents, "a red circle", **given)
+    assert own.losses["noise"].total_psnr > drawn.losses["noise"].total_psnr + 20

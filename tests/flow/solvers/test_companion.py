@@ -43,12 +43,12 @@ def test_survives_being_saved(toy, generation, noise_for):
     [
         (
             {"extra": {"prompt": "a ring", "scale": 4.5}},
-            "extra: .*a star.* in the companion, .*a ring.* here",
+            'prompt: "a star" in the companion, "a ring" here$',
         ),
         ({"damping": 0.9}, r'options: {"damping": 0.95} in the companion, {"damping": 0.9} here'),
         ({"sigmas": sigmas(7)}, "sigmas: "),
         ({"solver": "reversible_heun"}, 'solver: "leapfrog" in the companion, "reversible_heun" here'),
-        ({"extra": None}, "extra: "),
+        ({"extra": None}, 'prompt: "a star" in the companion, null here; scale: 4.5'),
     ],
 )
 def test_is_refused_with_other_settings(toy, generation, changes, message):

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sd35 import Settings, load, read_settings
+from flow import SkipLayer
+from sd35 import Guidance, Settings, load, read_settings
 from sd35.cli import generate
 from sd35.metadata import png_info
 
@@ -254,3 +255,47 @@ def test_an_interruption_leaves_no_file(sd35, model_folder, tmp_path, monkeypatc
     status, out, err = sd35("generate", "a", "-m", model_folder, "-o", tmp_path / "a.png", *QUICK)
     assert (status, out, err) == (130, "", "sd35 generate: interrupted\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_guidance_and_options_of_the_solver_reach_the_settings(sd35, model_folder, tmp_path) -> None:
+    path = tmp_path / "a.png"
+    options = [
+        *("--guidance-rule", "cfg_zero", "--guidance-interval", "0.1", "0.9", "--zero-steps", "1"),
+        *("--skip-layer", "diffusers", "--skipped", "0", "1", "--guidance-rescale", "0.5"),
+        *("--guidance-threshold", "0.99", "3", "--solver", "leapfrog", "--solver-option", "damping=0.8"),
+    ]
+    status, _, err = sd35(
+        "generate", "a", "-m", model_folder, "-o", path, "--device", "cpu", *QUICK, *options
+    )
+    assert (status, err) == (0, "")
+    settings = read_settings(path)
+    assert settings.guidance == Guidance(
+        rule="cfg_zero",
+        interval=(0.1, 0.9),
+        zero_steps=1,
+        skip_layer=SkipLayer(2.8, 0.01, 0.2, (0, 1)),
+        rescale=0.5,
+        threshold=(0.99, 3.0),
+    )
+    assert settings.solver_options == {"damping": 0.8}
+    sd35("generate", "--from-image", path, "-o", tmp_path / "b.png", "--device", "cpu")
+    assert (pixels(tmp_path / "b.png") == pixels(path)).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--skip-layer", "stability"), "skip_layer must be one of reference, diffusers"),
+        (("--skip-layer", "reference"), "layers to skip must be in 0 to 1, got [7, 8, 9]"),
+        (("--solver-option", "damping"), "an option is given as NAME=VALUE, got 'damping'"),
+        (("--solver", "leapfrog", "--solver-option", "dampening=1"), "dampening"),
+        (("--guidance-interval", "0.9", "0.1"), "interval must be two rising noise levels"),
+    ],
+)
+def test_guidance_that_cannot_be_is_refused_in_one_line(sd35, model_folder, tmp_path, option, words) -> None:
+    path = tmp_path / "a.png"
+    status, out, err = sd35("generate", "a", "-m", model_folder, "-o", path, *QUICK, *option)
+    assert status == 2
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+    assert not path.exists()

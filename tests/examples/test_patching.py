@@ -1,0 +1,28 @@
+"""Patching both paths of the text leaves nothing of the second prompt."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from weights.source import TINY
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "patching.py"
+
+
+@pytest.mark.skipif(not list(TINY.glob("*.safetensors")), reason="the embedded model's weights are not here")
+def test_both_paths_together_draw_the_first_picture_again(tmp_path, capsys) -> None:
+    spec = importlib.util.spec_from_file_location("patching", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(["--steps", "4", "-o", str(tmp_path / "row.png")])
+
+    lines = capsys.readouterr().out.splitlines()
+    distance = {name: float(value) for value, name in (line.split("  ", 1) for line in lines[:-1])}
+    assert distance["both patched"] == 0
+    assert distance["tokens patched"] > 0
+    assert distance["pooled vector patched"] > 0
+    assert Image.open(tmp_path / "row.png").size == (872, 224)
