@@ -5,18 +5,20 @@
 
 Tables: `inverse` (noise recovered, every method, each dtype of --dtypes), `forward` (distance of every solver
 from the converged solution at equal evaluations), `picture` (what the autoencoder and rounding cost).
-PSNR is over all samples, its range max - min of the true values. Evaluations are those of a guided velocity,
-two passes of the transformer, and a mean over batches: in a batch, the hardest sample decides.
+PSNR is over all samples, its range max - min of the true values; `median` is that of the samples' own.
+Evaluations are those of a guided velocity, two passes of the transformer, and a mean over batches: in a
+batch, the hardest sample decides. `missed` counts samples that did not converge in some step, `may fold`
+those in which some step seemed not to be one-to-one.
 """
 
 import argparse
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from rows import Counted, Row, show
 from torch import Tensor
 
 import flow
@@ -29,6 +31,8 @@ from vae.refine import refine
 
 TABLES = ("inverse", "forward", "picture")
 BUDGETS = (8, 14, 28, 56)
+EULERS, FEWER = 28, 14
+"""Of the budgets: the line under the table says who reaches Euler's accuracy with half the evaluations."""
 REVERSIBLE = [name for name, solver in flow.SOLVERS.items() if solver.reversible]
 BUDGETED = [
     name for name, solver in flow.SOLVERS.items() if solver.evaluations is not None and not solver.stochastic
@@ -44,23 +48,11 @@ APPROXIMATE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "its average (ReNoise)": ("fixed_point", "euler", {"iterations": 4, "average": True}),
 }
 """By the name in the table: method, solver, options. All undo the same generation, Euler's."""
-ACCURACIES = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5)
-
-ROUNDED = ("naive, flipped Euler", "midpoint (RF-Solver)")
+ACCURACIES = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5, 1e-6)
 ROUNDED_ACCURACIES = (1e-2, 1e-4)
-"""What is run in less than float32, where rounding is the floor under every method."""
-
-
-class Counted:
-    """A velocity that counts its calls."""
-
-    def __init__(self, velocity: flow.Velocity) -> None:
-        self.velocity, self.calls = velocity, 0
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Count, and pass on."""
-        self.calls += 1
-        return self.velocity(x, sigma)
+"""In less than float32, where rounding is the floor under every method and more accuracy buys nothing."""
+TIMES = (2, 5, 8)
+"""Of naive's evaluations: what the exact inverse is granted in the line under its table."""
 
 
 class Batch(NamedTuple):
@@ -70,30 +62,6 @@ class Batch(NamedTuple):
     other: Counted  # the same prompts, one place further: those of other pictures
     scaled: Counted  # the same prompts with half a point less of guidance
     noise: Tensor
-
-
-@dataclass
-class Row:
-    """What one method did, gathered over batches."""
-
-    found: list[Tensor] = field(default_factory=list)
-    true: list[Tensor] = field(default_factory=list)
-    evaluations: list[int] = field(default_factory=list)
-    unsure: int = 0  # samples of which the report said that they did not converge or may be another's
-
-    def add(self, found: Tensor, true: Tensor, evaluations: int) -> None:
-        """Take in one batch."""
-        self.found.append(found.cpu())
-        self.true.append(true.cpu())
-        self.evaluations.append(evaluations)
-
-    def cells(self, naive: float) -> list[str]:
-        """Evaluations, as a multiple of the naive inverse's too, PSNR and cosine."""
-        evaluations = sum(self.evaluations) / len(self.evaluations)
-        found, true = torch.cat(self.found), torch.cat(self.true)
-        close = flow.closeness(found, true)
-        psnr = "equal bits" if torch.equal(found, true) else f"{close.total_psnr:.1f}"
-        return [f"{evaluations:.0f}", f"{evaluations / naive:.1f}", psnr, f"{close.total_cosine:.6f}"]
 
 
 @torch.no_grad()
@@ -124,8 +92,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of table inverse")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--forward-prompts", type=int, default=16, help="of those, for table forward")
-    parser.add_argument("--picture-prompts", type=int, default=8, help="of those, for table picture")
+    parser.add_argument("--forward-prompts", type=int, help="of those, for table forward; default: all")
+    parser.add_argument("--picture-prompts", type=int, help="of those, for table picture; default: all")
     parser.add_argument("--refine-steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=28)
@@ -170,10 +138,10 @@ def inverse_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Na
             found = flow.inversion(velocity, data, sigmas, method, solver, **options)
             row = rows.setdefault(name, Row())
             row.add(found.noise, batch.noise, found.report.evaluations)
-            row.unsure += len(unsure(found.report))
+            row.missed += len(missed(found.report))
+            row.suspected += len(found.report.ambiguous)
 
-        for name in APPROXIMATE if full else ROUNDED:
-            method, solver, options = APPROXIMATE[name]
+        for name, (method, solver, options) in APPROXIMATE.items():
             undo(name, method, solver, **options)
         for accuracy in ACCURACIES if full else ROUNDED_ACCURACIES:
             undo(f"exact, accuracy {accuracy:g}", "exact", accuracy=accuracy)
@@ -183,17 +151,35 @@ def inverse_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Na
         for solver in REVERSIBLE:
             ended = flow.integrate(batch.velocity, batch.noise, sigmas, solver)
             undo(solver, "exact", solver, data=ended.x, companion=ended.companion)
-    naive = args.steps
-    cells = [[name, *row.cells(naive), str(row.unsure or "")] for name, row in rows.items()]
-    show(["inverse", "evaluations", "x naive", "noise PSNR dB", "cosine", "reported unsure"], cells)
+    cells = [
+        [name, *row.cells(args.steps), str(row.missed or ""), str(row.suspected or "")]
+        for name, row in rows.items()
+    ]
+    heads = ["inverse", "evaluations", "x naive", "noise PSNR dB", "median", "cosine", "missed", "may fold"]
+    show(heads, cells)
+    if full:
+        best = "; ".join(within_budgets(rows, args.steps))
+        print(f"\nexact at best, by the multiple of naive's evaluations: {best}.")
 
 
-def unsure(report: flow.Report) -> set[int]:
-    """The samples of a batch that a report warns of."""
-    missed = {
+def within_budgets(rows: Mapping[str, Row], naive: int) -> Iterator[str]:
+    """What the exact inverse reached at best within each multiple of the naive evaluations."""
+    exact = {f"exact, accuracy {accuracy:g}": accuracy for accuracy in ACCURACIES}
+    for times in TIMES:
+        affordable = [
+            (rows[name].closeness.total_psnr, accuracy)
+            for name, accuracy in exact.items()
+            if rows[name].cost <= times * naive
+        ]
+        best = "{:.1f} dB (accuracy {:g})".format(*max(affordable)) if affordable else "nothing"
+        yield f"{times} x: {best}"
+
+
+def missed(report: flow.Report) -> set[int]:
+    """The samples of a batch that did not converge in some step."""
+    return {
         sample for step in report.steps for sample, converged in enumerate(step.converged) if not converged
     }
-    return missed | set(report.ambiguous)
 
 
 def forward_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespace) -> None:
@@ -215,7 +201,7 @@ def forward_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Na
             batch.velocity.calls = 0
             end = flow.solve(batch.velocity, batch.noise, flow.sigmas(1), "dopri5", rtol=rtol, atol=rtol / 10)
             ends.setdefault((f"dopri5, rtol {rtol:g}", 0), Row()).add(end, true, batch.velocity.calls)
-    converged = float(halved.cells(1)[2])
+    converged = halved.closeness.total_psnr
     print(f"\n## PSNR in dB to the converged solution, float32, {len(prompts)} prompts\n")
     print(f"RK4 with {args.reference_steps} steps, {converged:.0f} dB from itself with half as many.\n")
     show(
@@ -225,10 +211,13 @@ def forward_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Na
             for name in BUDGETED
         ],
     )
+    euler = ends["euler", EULERS].closeness.total_psnr
+    reach = [name for name in BUDGETED if ends[name, FEWER].closeness.total_psnr >= euler]
+    print(f"\nEuler in {EULERS} evaluations: {euler:.1f} dB. ", end="")
+    print(f"In {FEWER} evaluations that is reached by {', '.join(reach) or 'none'}.")
     for (name, budget), row in ends.items():
         if budget == 0:
-            evaluations, _, psnr, _ = row.cells(1)
-            print(f"\n{name}: {psnr} dB in {evaluations} evaluations.")
+            print(f"\n{name}: {row.closeness.total_psnr:.1f} dB in {row.cost:.0f} evaluations.")
 
 
 def steps_within(budget: int, solver: flow.Solver) -> int:
@@ -254,7 +243,7 @@ def picture_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Na
         [name, latents.cells(1)[2].replace("equal bits", ""), *noise.cells(1)[2:]]
         for name, (latents, noise) in rows.items()
     ]
-    show(["from", "latents PSNR dB", "noise PSNR dB", "noise cosine"], cells)
+    show(["from", "latents PSNR dB", "noise PSNR dB", "median", "noise cosine"], cells)
 
 
 def encoded(pipe: sd35.Pipeline, latents: Tensor, refine_steps: int) -> dict[str, Tensor]:
@@ -274,14 +263,6 @@ def encoded(pipe: sd35.Pipeline, latents: Tensor, refine_steps: int) -> dict[str
             found[f"picture, {name}, refined in {refine_steps} steps"] = best.latents
             progress(f"refining gained {float(best.gain.mean()):.1f} dB in the picture, {name}")
     return found
-
-
-def show(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table."""
-    print("| " + " | ".join(heads) + " |")
-    print("|---" * len(heads) + "|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def progress(message: str) -> None:
