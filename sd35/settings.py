@@ -182,7 +182,9 @@ class Settings:
             (negative,) = as_prompts([described.pop("negative", "")])
             guidance = Guidance.from_dict(described.pop("guidance", {}))
             return cls(prompts=prompts, negative=negative, guidance=guidance, **described)
-        except TypeError as error:
+        except SettingsError:
+            raise
+        except (TypeError, ValueError) as error:  # a field of another type, a prompt that is none
             raise SettingsError(f"saved settings are damaged: {error}") from error
 
 

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     options = options_of(args.method_option)
     if args.accuracy is not None:
         options["accuracy"] = args.accuracy
-    if options and (args.method != "exact" or companion is not None):
+    if args.accuracy is not None and (args.method != "exact" or companion is not None):
         raise SettingsError("--accuracy is of the exact method, and another way is taken here: leave it out")
     if companion is None:
         check_method(settings, args.method, options)

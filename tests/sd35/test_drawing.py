@@ -35,7 +35,7 @@ def test_pictures_have_the_colours_and_the_order_of_the_prompt(tiny, judge) -> N
         if first in found and second in found:
             one, other = found[first], found[second]
             right += one.y < other.y - 0.15 if relation == "above" else one.x < other.x - 0.15
-    assert right >= len(PAIRS) * 3 / 4
+    assert right >= len(PAIRS) - 1
 
 
 def test_the_autoencoder_gives_pictures_back(tiny) -> None:

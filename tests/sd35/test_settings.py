@@ -94,3 +94,11 @@ def test_json_of_other_kinds_is_refused(change, message) -> None:
 def test_what_is_no_json_of_settings_is_refused(text) -> None:
     with pytest.raises(SettingsError):
         Settings.from_json(text)
+
+
+def test_a_saved_prompt_that_is_none_is_damage() -> None:
+    saved = (
+        Settings(prompts=(Prompt("a"),)).to_json().replace('"prompts": ["a"]', '"prompts": [{"text": null}]')
+    )
+    with pytest.raises(SettingsError, match="saved settings are damaged"):
+        Settings.from_json(saved)

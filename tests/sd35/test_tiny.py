@@ -7,7 +7,7 @@ import sd35
 from weights.source import TINY
 
 pytestmark = pytest.mark.skipif(
-    not list(TINY.glob("*.safetensors")), reason="the embedded model's weights are not here yet"
+    not list(TINY.glob("*.safetensors")), reason="the embedded model's weights are not here"
 )
 
 

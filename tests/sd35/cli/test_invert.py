@@ -73,3 +73,16 @@ def test_mistakes_are_one_line_and_leave_nothing(sd35, made, model_folder, tmp_p
         assert (status, out) == (2, "")
         assert message in err
     assert sorted(tmp_path.iterdir()) == sorted([*before, plain])
+
+
+def test_options_of_another_method_reach_it(sd35, model_folder, tmp_path) -> None:
+    latents = tmp_path / "latents.safetensors"
+    given = ("-m", model_folder, "--device", "cpu")
+    sd35("generate", "a", *given, "-o", tmp_path / "a.png", "--steps", "3", "--save-latents", latents)
+    options = ("--method", "fixed_point", "--method-option", "iterations=2", "--no-measure")
+    status, out, _ = sd35("invert", latents, "-o", tmp_path / "noise.safetensors", *options, *given)
+    assert (status, "6 evaluations, method fixed_point" in out) == (0, True)
+    wrong = ("--method", "fixed_point", "--method-option", "rounds=2")
+    status, _, err = sd35("invert", latents, "-o", tmp_path / "b.safetensors", *wrong, *given)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "takes no option 'rounds'; it takes iterations, average" in err
