@@ -28,7 +28,7 @@ def _are_numbers(values: object, count: int) -> bool:
 class Guidance:
     """What is made of the velocities with and without the prompt. The defaults are plain guidance.
 
-    Nothing here has an effect at a guidance scale of 1. The parts compose, in the order in which they stand.
+    At a guidance scale of 1 only `zero_steps` has an effect. The parts compose, in the order of the fields.
 
     Raises:
         SettingsError: a value out of range.

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="SCALE",
         help="how strongly to follow the prompt (default 4.5); 1 is no guidance, at half the cost",
     )
-    _add_guidance(group)
+    _add_guidance(option)
     option("--width", type=int, help="in pixels, a multiple of 16; the model's own size by default")
     option("--height", type=int, help="likewise")
     option("--solver", help="euler (the default), midpoint, heun, dpmpp_2m, ...; a wrong name lists them all")
@@ -103,13 +103,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_guidance(group: Any) -> None:
-    """How guidance is done: the fields of `Guidance`."""
-
-    def option(*names: str, **details: Any) -> None:
-        group.add_argument(*names, default=argparse.SUPPRESS, **details)
-
-    option("--guidance-rule", help="plain (the default), cfg_zero (CFG-Zero*) or apg (adaptive projected)")
+def _add_guidance(option: Callable[..., None]) -> None:
+    """How guidance is done: the fields of `Guidance`, each described by a call of `option`."""
+    option(
+        "--guidance-rule",
+        metavar="RULE",
+        help="plain (the default), cfg_zero (CFG-Zero*) or apg (adaptive projected)",
+    )
     option(
         "--guidance-interval",
         type=float,
@@ -118,7 +118,9 @@ def _add_guidance(group: Any) -> None:
         help="noise levels that are guided (default 0 1)",
     )
     option("--zero-steps", type=int, metavar="N", help="first steps that stand still (CFG-Zero*; default 0)")
-    option("--skip-layer", help="skip-layer guidance with the numbers of reference or diffusers")
+    option(
+        "--skip-layer", metavar="NAME", help="skip-layer guidance with the numbers of reference or diffusers"
+    )
     option(
         "--skipped",
         type=int,
