@@ -41,22 +41,24 @@ class MMDiTConfig:
     dual_blocks: tuple[int, ...] = ()  # blocks whose image stream has a second attention of its own
 
     @classmethod
-    def from_shapes(cls, shapes: Shapes) -> "MMDiTConfig":
+    def from_shapes(cls, shapes: Shapes, *, num_heads: int | None = None) -> "MMDiTConfig":
         """Read every size off the tensors of a checkpoint.
 
         Args:
             shapes: name to shape, names without `model.diffusion_model.`.
+            num_heads: of the attention, which no shape tells; None takes heads of 64, as all released
+                models have.
 
         Raises:
             ShapeError: a tensor that decides a size is absent or has the wrong number of axes, or the width
-                is no multiple of a head's.
+                is no multiple of 64 and `num_heads` is None.
         """
         dim, channels, patch_size, _ = shape_of(shapes, "x_embedder.proj.weight", 4)
         _, positions, _ = shape_of(shapes, "pos_embed", 3)
         return cls(
             dim=dim,
             depth=count_layers(shapes, "joint_blocks"),
-            num_heads=count_heads(dim),
+            num_heads=count_heads(dim) if num_heads is None else num_heads,
             pos_embed_size=isqrt(positions),
             context_dim=shape_of(shapes, "context_embedder.weight", 2)[1],
             pooled_dim=shape_of(shapes, "y_embedder.mlp.0.weight", 2)[1],

@@ -37,24 +37,26 @@ class ControlNetConfig:
     typed: bool = True  # the file says what it controls with, as the official ones do
 
     @classmethod
-    def from_shapes(cls, shapes: Shapes) -> "ControlNetConfig":
+    def from_shapes(cls, shapes: Shapes, *, num_heads: int | None = None) -> "ControlNetConfig":
         """Read every size off the tensors of a checkpoint.
 
         The kind is told by the pooled text: embedded by the base already, it has the width of the base.
 
         Args:
             shapes: name to shape, as in the official ControlNet files.
+            num_heads: of the attention, which no shape tells; None takes heads of 64, as all released
+                models have.
 
         Raises:
             ShapeError: a tensor that decides a size is absent or has the wrong number of axes, or the width
-                is no multiple of a head's.
+                is no multiple of 64 and `num_heads` is None.
         """
         dim, channels, patch_size, _ = shape_of(shapes, "pos_embed_input.proj.weight", 4)
         pooled_dim = shape_of(shapes, "time_text_embed.text_embedder.linear_1.weight", 2)[1]
         return cls(
             dim=dim,
             depth=count_layers(shapes, "transformer_blocks"),
-            num_heads=count_heads(dim),
+            num_heads=count_heads(dim) if num_heads is None else num_heads,
             pooled_dim=pooled_dim,
             channels=channels,
             patch_size=patch_size,

@@ -45,12 +45,17 @@ def written(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` exists, perhaps only by now, and may not be replaced.
+        OSError: the file cannot be written; the message names `path`, not the temporary file.
     """
     temporary = path.with_name(f".sd35-{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         _refuse_existing(path, overwrite=overwrite)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename != str(temporary):
+            raise
+        raise type(error)(error.errno, f"{error.strerror}: cannot write {path}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

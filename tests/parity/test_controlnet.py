@@ -4,8 +4,6 @@ The two differ where the residuals go in. The original adds one after every bloc
 diffusers adds none after the last block, and adds those of skipped blocks all the same.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -18,13 +16,13 @@ def shapes_of(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def transformer(weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype) -> MMDiT:
-    model = MMDiT(replace(MMDiTConfig.from_shapes(shapes_of(weights)), num_heads=num_heads))
+    model = MMDiT(MMDiTConfig.from_shapes(shapes_of(weights), num_heads=num_heads))
     model.load_state_dict(weights)
     return model.to(dtype).eval()
 
 
 def controlnet(weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype) -> ControlNet:
-    model = ControlNet(replace(ControlNetConfig.from_shapes(shapes_of(weights)), num_heads=num_heads))
+    model = ControlNet(ControlNetConfig.from_shapes(shapes_of(weights), num_heads=num_heads))
     model.load_state_dict(weights)
     return model.to(dtype).eval()
 

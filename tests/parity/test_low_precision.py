@@ -13,8 +13,6 @@ float16. Errors are relative to the largest magnitude. Measured on the CPU, in u
     5 guided steps        3.8         -          8
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,7 +41,7 @@ def loaded(model: nn.Module, file, dtype: torch.dtype):
 
 
 def transformer(file, dtype: torch.dtype) -> MMDiT:
-    config = replace(MMDiTConfig.from_shapes(shapes_of(file)), num_heads=file.config["sizes"]["num_heads"])
+    config = MMDiTConfig.from_shapes(shapes_of(file), num_heads=file.config["sizes"]["num_heads"])
     return loaded(MMDiT(config), file, dtype)
 
 

@@ -7,7 +7,6 @@ needs no such care. Diffusers attends over [x, context] where the original and t
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ MODELS = ("mmdit_qknorm_dual", "mmdit_plain")
 
 def build(weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype = torch.float32) -> MMDiT:
     shapes = {name: tensor.shape for name, tensor in weights.items()}
-    model = MMDiT(replace(MMDiTConfig.from_shapes(shapes), num_heads=num_heads))
+    model = MMDiT(MMDiTConfig.from_shapes(shapes, num_heads=num_heads))
     model.load_state_dict(weights)
     return model.to(dtype).eval()
 

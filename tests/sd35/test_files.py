@@ -70,3 +70,12 @@ def test_a_folder_that_the_system_protects_is_refused_early(tmp_path, monkeypatc
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="may not be written to"):
         check(tmp_path / "a.png")
+
+
+def test_the_error_of_a_write_names_the_file_that_was_asked_for(tmp_path) -> None:
+    path = tmp_path / "gone" / "a.png"
+    with (
+        pytest.raises(FileNotFoundError, match=r"cannot write .*a\.png$"),
+        written(path, overwrite=False) as one,
+    ):
+        one.write_bytes(b"")
