@@ -23,6 +23,7 @@ import sd35
 from sd35.train.autoencoder import pictures, psnr
 from sd35.train.captions import held_out_prompts, parse
 from sd35.train.fit import seeded
+from sd35.train.transformer import FINISH
 
 ROOT = Path(__file__).resolve().parents[1]
 SHEET = (
@@ -120,9 +121,10 @@ def main() -> None:
 
     print("| measured | value |\n|---|---|")
     with torch.inference_mode():
-        decibels = psnr(pipe.vae, pictures(seeded(1, 8), 64, pipe.device))
-    print(f"| autoencoder, 64 pictures: PSNR, mean | {decibels.mean():.2f} dB |")
-    print(f"| autoencoder, 64 pictures: PSNR, worst | {decibels.min():.2f} dB |")
+        for name, jitter in {"shapes as they are drawn": FINISH.jitter, "shapes further astray": 1.0}.items():
+            decibels = psnr(pipe.vae, pictures(seeded(1, 8), 64, pipe.device, jitter))
+            print(f"| autoencoder, 64 pictures, {name}: PSNR, mean | {decibels.mean():.2f} dB |")
+            print(f"| autoencoder, 64 pictures, {name}: PSNR, worst | {decibels.min():.2f} dB |")
     for shapes, name in ((1, "one shape"), (2, "two shapes")):
         prompts = held_out_prompts(arguments.prompts, shapes=shapes, seed=arguments.seed)
         verdicts = judged(pipe, judge, prompts, arguments)

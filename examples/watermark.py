@@ -24,7 +24,7 @@ from torch import Tensor
 
 import flow
 import sd35
-from sd35.device import as_device
+from sd35.device import as_device, as_dtype
 from sd35.noise import draw_noise, generators
 from sd35.train.captions import held_out_prompts
 from vae.image import read
@@ -129,7 +129,7 @@ def found_noise(pipe: sd35.Pipeline, paths: Sequence[Path], inverse: dict, batch
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw pictures with either mark and with none, and print how many of them are told to bear it."""
     args = arguments().parse_args(argv)
-    pipe = sd35.load(args.model, as_device(args.device), torch.float32)
+    pipe = sd35.load(args.model, as_device(args.device), as_dtype(args.dtype))
     shape = pipe.latents_shape(None, None)
     marks: dict[str, Mark] = {"tree rings": TreeRings(shape), "Gaussian shading": GaussianShading(shape)}
     prompts = held_out_prompts(args.pictures, shapes=1, seed=0)
@@ -164,6 +164,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="float32", help="to compute in (default float32)")
     parser.add_argument("--pictures", type=int, default=200, help="with each mark, and without (default 200)")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--batch-size", type=int, default=20)

@@ -94,6 +94,7 @@ def edit(
     companion: Companion | None = None,
     control: Control | None = None,
     average: int = 1,
+    accuracy: float | None = None,
     progress: bool = False,
 ) -> Edited:
     """Edit pictures; see `Pipeline.edit`, which makes the settings from plain arguments.
@@ -104,11 +105,14 @@ def edit(
     sigmas = levels(source, method, strength)
     if companion is not None and not undoes(method, strength):
         raise SettingsError("a companion is of use to the method inversion at strength 1 only: leave it out")
+    is_exact = method == "inversion" and companion is None and _inverse_of(source) == "exact"
+    if accuracy is not None and not is_exact:
+        raise SettingsError("accuracy is of the exact inverse, and this edit takes another way: leave it out")
     latents, source, target = _checked(pipe, data, source, target)
 
     notes: tuple[str, ...] = ()
     if method == "inversion":
-        steps, notes = _by_inversion(pipe, latents, source, target, sigmas, companion, progress)
+        steps, notes = _by_inversion(pipe, latents, source, target, sigmas, companion, accuracy, progress)
     elif method == "flow_edit":
         before, after = _velocity(pipe, source), _velocity(pipe, target)
         drawn = generators(target.seeds)
@@ -171,29 +175,36 @@ def _by_inversion(
     target: Settings,
     sigmas: Tensor,
     companion: Companion | None,
+    accuracy: float | None,
     progress: bool,
 ) -> tuple[Iterator[flow.Step], tuple[str, ...]]:
     """The way down under the target from the noise that leads to the latents under the source."""
-    method = "exact" if companion is not None or source.solver in SLOPES else "naive"
+    method = _inverse_of(source)
+    options = dict(source.solver_options) if accuracy is None else {"accuracy": accuracy}
     noise, report = way_back(
         _velocity(pipe, source),
         latents,
         source,
         sigmas,
         method,
-        source.solver_options,
+        options,
         companion=companion,
         progress=progress,
     )
     velocity = _velocity(pipe, target)
     steps = flow.SOLVERS[target.solver].run(velocity, noise, sigmas, **target.solver_options)
     notes = tuple(notes_of(pipe, report))
-    if method == "naive":
+    if companion is None and method == "naive":
         notes = (
             f"{source.solver} cannot be undone from its last state alone: its inverse is approximate",
             *notes,
         )
     return stepped(steps, range(len(sigmas) - 1), velocity), notes
+
+
+def _inverse_of(source: Settings) -> str:
+    """The method that inverts a generation from its last state alone."""
+    return "exact" if source.solver in SLOPES else "naive"
 
 
 def _held_near(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from flow import Companion
+from flow import Closeness, Companion
 from textenc.prompt import PromptLike, as_prompts
 from vae.image import to_tensor
 
@@ -71,14 +71,26 @@ def opened(
     return data, Settings(**given), companion, None
 
 
-def differences(saved: Settings, settings: Settings) -> tuple[str, ...]:
-    """One line for each setting that makes another flow of the saved one, and what that costs."""
+def differences(saved: Settings, settings: Settings, noise: Closeness | None = None) -> tuple[str, ...]:
+    """One line for each setting that makes another flow of the saved one, and one for what that cost.
+
+    Args:
+        saved: of the generation.
+        settings: of the inversion.
+        noise: how near the noise that was found is to that of the generation, where this is known.
+    """
     names = [name for name in FLOW if getattr(saved, name) != getattr(settings, name)]
-    return tuple(
+    lines = [
         f"{name.replace('_', ' ')}: not what the picture was drawn with. That is another flow, and leads to "
         "other noise: it draws this picture under these settings, but is not what the picture came from"
         for name in names
-    )
+    ]
+    if names and noise is not None:
+        lines.append(
+            f"so the noise found is at {noise.total_psnr:.1f} dB and a cosine of {noise.total_cosine:.2f} to "
+            "that of the generation; invert without the differences to compare"
+        )
+    return tuple(lines)
 
 
 def checked(

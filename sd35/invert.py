@@ -123,13 +123,14 @@ def invert(
         noise = draw_noise(generators(settings.seeds), latents.shape[1:])
     if noise is not None:
         losses["noise"] = closeness(found.cpu(), noise.cpu())
+    other = () if saved is None else differences(saved, settings, losses.get("noise"))
     return Inverted(
         noise=found.detach().cpu(),
         latents=latents.detach().cpu(),
         settings=settings,
         report=report,
         losses=losses,
-        notes=(*(differences(saved, settings) if saved is not None else ()), *notes_of(pipe, report)),
+        notes=(*other, *notes_of(pipe, report)),
     )
 
 

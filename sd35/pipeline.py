@@ -225,6 +225,7 @@ class Pipeline(Model):
         source_guidance_scale: float | None = None,
         control: Control | None = None,
         average: int = 1,
+        accuracy: float | None = None,
         companion: Companion | None = None,
         progress: bool = False,
         **settings: Any,
@@ -243,6 +244,7 @@ class Pipeline(Model):
             source_guidance_scale: for `source_prompt`; None takes the state's, or 4.5.
             control: of rf_inversion.
             average: noises that a step of flow_edit averages over.
+            accuracy: of the exact inverse, for the method inversion; None takes that of `invert`.
             companion: of a reversible solver, for the method inversion at strength 1.
             progress: show a bar on stderr.
             settings: the others that `generate` takes, of both halves: negative, steps, solver, ...
@@ -266,6 +268,7 @@ class Pipeline(Model):
             companion=companion,
             control=control,
             average=average,
+            accuracy=accuracy,
             progress=progress,
         )
 

@@ -99,6 +99,17 @@ class Report:
         ]
         return tuple(lines)
 
+    def __str__(self) -> str:
+        """A line for each step, in the order of the inversion, with the residual of its worst sample."""
+        lines = [f"{'step':<6}{'sigma':>8}{'evaluations':>13}{'residual':>11}{'tolerance':>11}"]
+        for step in self.steps:
+            line = f"{step.number:<6}{step.sigma:>8.4f}{step.evaluations:>13}"
+            if step.residual is not None and step.tolerance is not None:
+                missed = "" if all(step.converged) else "  missed"
+                line += f"{max(step.residual):>11.1e}{step.tolerance:>11.1e}{missed}"
+            lines.append(line)
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
         totals = {

@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how much of the schedule to run, above 0 to 1 (the default); less keeps more of the picture",
     )
     group.add_argument(
+        "--accuracy",
+        type=float,
+        help="inversion: of the exact inverse (default 1e-4); smaller costs more evaluations",
+    )
+    group.add_argument(
         "--average",
         type=int,
         default=1,
@@ -96,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         companion=companion,
         control=control_of(args),
         average=args.average,
+        accuracy=args.accuracy,
         progress=sys.stderr.isatty(),
     )
     for note in edited.notes:

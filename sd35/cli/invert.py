@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="improve the latents of a picture by N steps of optimisation (default 0)",
     )
+    group.add_argument("--per-step", action="store_true", help="also print how each step went")
     group.add_argument("--no-measure", action="store_true", help="do not draw again from the noise")
     add_sampling(parser)
     add_model(parser)
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_output([args.output], suffix=".safetensors", overwrite=args.overwrite)
     data, saved, companion = read_input(args.input)
-    settings, notes = settings_of(args, saved)
+    settings = settings_of(args, saved)
     options = options_of(args.method_option)
     if args.accuracy is not None:
         options["accuracy"] = args.accuracy
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         pipe,
         data,
         settings,
+        saved=saved,
         method=args.method,
         options=options,
         companion=companion,
@@ -92,9 +94,11 @@ def run(args: argparse.Namespace) -> int:
         measure=not args.no_measure,
         progress=sys.stderr.isatty(),
     )
-    for note in (*notes, *inverted.notes):
+    for note in inverted.notes:
         print(f"note: {note}", file=sys.stderr)
     print(inverted)
+    if args.per_step:
+        print(inverted.report)
     print(f"{inverted.report.evaluations} evaluations, method {inverted.report.method}")
     print(inverted.state().save(args.output, overwrite=args.overwrite))
     return 0
@@ -125,12 +129,11 @@ def read_input(path: Path) -> "tuple[Tensor, Settings | None, Companion | None]"
         return image, None, None
 
 
-def settings_of(args: argparse.Namespace, saved: "Settings | None") -> "tuple[Settings, list[str]]":
-    """The settings to invert with, and what a user should know of those that differ from the saved ones."""
+def settings_of(args: argparse.Namespace, saved: "Settings | None") -> "Settings":
+    """The settings to invert with: the saved ones, but for what the arguments name."""
     from textenc.prompt import as_prompts
 
     from ..errors import SettingsError
-    from ..given import differences
     from ..settings import Settings
 
     given = given_settings(args)
@@ -142,6 +145,5 @@ def settings_of(args: argparse.Namespace, saved: "Settings | None") -> "tuple[Se
         if "prompts" not in given:
             raise SettingsError(f"{args.input} carries no settings: give the prompt that it was drawn from")
         given.setdefault("seed", None)
-        return Settings(**given), []
-    settings = replace(saved, **given)
-    return settings, list(differences(saved, settings))
+        return Settings(**given)
+    return replace(saved, **given)

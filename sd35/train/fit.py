@@ -47,6 +47,7 @@ def fit(
     seed: int,
     label: str,
     worker: nn.Module | None = None,
+    is_hidden: Callable[[str], bool] | None = None,
 ) -> nn.Module:
     """Train until the plan is done, from where `state` stands if it exists.
 
@@ -59,6 +60,8 @@ def fit(
         label: shown before the progress bar.
         worker: a copy of the model in bfloat16, of which `loss_at` makes use; None where it uses the
             model. It gets the model's weights at each step and hands its gradients over.
+        is_hidden: from a parameter's name, whether it is a matrix between hidden layers, which Muon then
+            trains (https://kellerjordan.github.io/posts/muon); AdamW trains the rest, or without it all.
 
     Returns:
         The exponential moving average of the model.
@@ -69,16 +72,15 @@ def fit(
     """
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
-    )
+    optimizers = _optimizers(model, plan, is_hidden)
     run = {name: str(value) for name, value in {"seed": seed, **asdict(plan)}.items()}
-    start = load_state(state, model, ema, optimizer, run) if state.exists() else 0
+    start = load_state(state, model, ema, optimizers, run) if state.exists() else 0
     progress = trange(start, plan.steps, initial=start, total=plan.steps, desc=label, mininterval=2)
     running = 0.0
     for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * plan.rate(step)
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = plan.learning_rate * plan.rate(step)
         if worker is not None:
             worker.load_state_dict(model.state_dict())
         loss = loss_at(step)
@@ -86,8 +88,9 @@ def fit(
         if worker is not None:
             _hand_over(worker, model)
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         ema.update_parameters(model)
 
         value = loss.item()
@@ -96,8 +99,25 @@ def fit(
         running = value if step == start else 0.98 * running + 0.02 * value
         progress.set_postfix(loss=f"{running:.5f}", refresh=False)
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-            save_state(state, model, ema, optimizer, run, step + 1)
+            save_state(state, model, ema, optimizers, run, step + 1)
     return ema.module
+
+
+def _optimizers(
+    model: nn.Module, plan: Plan, is_hidden: Callable[[str], bool] | None
+) -> dict[str, torch.optim.Optimizer]:
+    """What trains the model, by the name that its moments have in the state."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    hidden = [parameter for name, parameter in trained if is_hidden is not None and is_hidden(name)]
+    rest = [parameter for name, parameter in trained if is_hidden is None or not is_hidden(name)]
+    decay = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adam": torch.optim.AdamW(rest, betas=(0.9, 0.99), fused=True, **decay)
+    }
+    if hidden:
+        # Scaled so that its steps are as large as AdamW's and one learning rate fits both.
+        optimizers["muon"] = torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **decay)
+    return optimizers
 
 
 def _hand_over(worker: nn.Module, model: nn.Module) -> None:
@@ -122,15 +142,16 @@ def save_state(
     path: Path,
     model: nn.Module,
     ema: AveragedModel,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Mapping[str, torch.optim.Optimizer],
     run: Mapping[str, str],
     step: int,
 ) -> None:
-    """Write everything that `load_state` needs: weights, average, optimizer, the run and its next step."""
+    """Write everything that `load_state` needs: weights, average, moments, the run and its next step."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"ema/{name}": tensor for name, tensor in ema.state_dict().items()}
-    for number, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam/{number}/{name}": tensor for name, tensor in moments.items()}
+    for kind, optimizer in optimizers.items():
+        for number, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"{kind}/{number}/{name}": tensor for name, tensor in moments.items()}
     save(tensors, path, {**run, "step": str(step)})
 
 
@@ -138,7 +159,7 @@ def load_state(
     path: Path,
     model: nn.Module,
     ema: AveragedModel,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Mapping[str, torch.optim.Optimizer],
     run: Mapping[str, str],
 ) -> int:
     """Restore what `save_state` wrote and return the number of the next step.
@@ -146,7 +167,7 @@ def load_state(
     Raises:
         SettingsError: it is the state of another run.
     """
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "adam": {}}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("model", "ema", *optimizers)}
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         for name, value in run.items():
@@ -161,11 +182,12 @@ def load_state(
             parts[part][key] = file.get_tensor(name)
     model.load_state_dict(parts["model"])
     ema.load_state_dict(parts["ema"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in parts["adam"].items():
-        number, name = key.split("/")
-        moments.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for kind, optimizer in optimizers.items():
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in parts[kind].items():
+            number, name = key.split("/")
+            moments.setdefault(int(number), {})[name] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return step
 
 

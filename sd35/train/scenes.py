@@ -161,6 +161,7 @@ def draw(
     generator: torch.Generator,
     *,
     size: int = 128,
+    jitter: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Paint scenes, each shape a little off its nominal place and size.
@@ -169,6 +170,7 @@ def draw(
         scenes: what to paint, B of them.
         generator: where the jitter comes from; a CPU generator, so that a picture is the same everywhere.
         size: pixels of a side, S.
+        jitter: how far off, as a share of POSITION_JITTER and SIZE_JITTER; 0 is exactly in place.
         device: where the painting is done and the result lives.
 
     Returns:
@@ -178,7 +180,7 @@ def draw(
     owners = torch.tensor([number for _, number in shapes], device=device)
     paints = _rgb([COLOURS[shape.colour] for shape, _ in shapes], device)
     backgrounds = _rgb([BACKGROUNDS[scene.background] for scene in scenes], device)
-    x, y, radius = _layout(scenes, generator).to(device).unbind(dim=1)
+    x, y, radius = _layout(scenes, jitter, generator).to(device).unbind(dim=1)
 
     axis = (torch.arange(size, device=device) + 0.5) / size - 0.5
     images = backgrounds.expand(-1, -1, size, size).clone()
@@ -208,7 +210,7 @@ def _rgb(colours: Sequence[tuple[int, int, int]], device: torch.device | str) ->
     return torch.tensor(colours, dtype=torch.float32, device=device)[:, :, None, None] / 127.5 - 1
 
 
-def _layout(scenes: Sequence[Scene], generator: torch.Generator) -> Tensor:
+def _layout(scenes: Sequence[Scene], jitter: float, generator: torch.Generator) -> Tensor:
     """Centre and radius of every shape, jittered: (P, 3) with columns x, y, radius."""
     nominal = []
     for scene in scenes:
@@ -217,7 +219,7 @@ def _layout(scenes: Sequence[Scene], generator: torch.Generator) -> Tensor:
             x, y = PLACES[shape.place]
             nominal.append((spread * x, spread * y, SIZES[shape.size]))
     layout = torch.tensor(nominal)
-    jitter = 2 * torch.rand(layout.shape, generator=generator) - 1  # uniform in [-1, 1]
-    layout[:, :2] += POSITION_JITTER * jitter[:, :2]
-    layout[:, 2] *= 1 + SIZE_JITTER * jitter[:, 2]
+    offset = jitter * (2 * torch.rand(layout.shape, generator=generator) - 1)  # uniform in ±jitter
+    layout[:, :2] += POSITION_JITTER * offset[:, :2]
+    layout[:, 2] *= 1 + SIZE_JITTER * offset[:, 2]
     return layout

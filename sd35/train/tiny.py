@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vae import VAE
 
+from ..errors import SettingsError
 from .autoencoder import SIZE, train_decoder, train_joint
 from .fit import save
 from .transformer import Painter, train_painter
@@ -31,8 +32,12 @@ def train(output: Path, *, seed: int = 0, device: str = "cpu") -> None:
 
     Raises:
         FileExistsError: the folder holds a model, or a part of one, that no run in it has made.
-        SettingsError: a run with another seed is under way in it.
+        SettingsError: a run with another seed is under way in it, or this torch is too old.
     """
+    if not hasattr(torch.optim, "Muon"):
+        raise SettingsError(
+            f"training needs the optimizer Muon of torch 2.9; this is torch {torch.__version__}"
+        )
     _refuse_foreign(output)
     state = output / STATE
     state.mkdir(parents=True, exist_ok=True)

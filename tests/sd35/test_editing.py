@@ -31,6 +31,14 @@ def test_the_same_prompt_leaves_the_picture_as_it_is(pipe, result) -> None:
     assert psnr(by_flow.latents, result.latents) > 100  # z + noised - data is noised to rounding
 
 
+def test_accuracy_is_that_of_the_inverse(pipe, result) -> None:
+    rough, fine = (
+        pipe.edit(result.latents, "a red circle", "a red circle", accuracy=accuracy, **OWN).latents
+        for accuracy in (0.3, 1e-6)
+    )
+    assert psnr(rough, result.latents) < psnr(fine, result.latents) - 10
+
+
 def test_full_control_returns_to_the_picture(pipe, result) -> None:
     control = Control(toward_data=1.0, interval=(0.0, 1.0))
     held = pipe.edit(result.latents, "b", "a", method="rf_inversion", control=control, **OWN)
@@ -97,6 +105,9 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
         ({"strength": 0.0}, "strength must be above 0"),
         ({"width": 64}, "settings are those of 64 x"),
         ({"average": 0, "method": "flow_edit"}, "average must be at least 1"),
+        ({"accuracy": 1e-3, "method": "flow_edit"}, "accuracy is of the exact inverse, and this edit takes"),
+        ({"accuracy": 1e-3, "solver": "bitexact"}, "accuracy is of the exact inverse, and this edit takes"),
+        ({"accuracy": 0.0}, "accuracy must be at least"),
         (
             {"control": Control(toward_data=2), "method": "rf_inversion"},
             r"strength must lie in \[0, 1\], got 2",

@@ -99,8 +99,10 @@ def test_a_saved_state_needs_nothing_else(pipe, tmp_path) -> None:
 def test_settings_that_differ_from_the_saved_ones_are_told(pipe, result) -> None:
     own, other = pipe.invert(result.state()), pipe.invert(result.state(), "a blue star", guidance_scale=3.0)
     assert own.notes == ()
-    assert [note.split(":")[0] for note in other.notes] == ["prompts", "guidance scale"]
-    assert "That is another flow" in other.notes[0]
+    *differing, cost = other.notes
+    assert [note.split(":")[0] for note in differing] == ["prompts", "guidance scale"]
+    assert "That is another flow" in differing[0]
+    assert f"at {other.losses['noise'].total_psnr:.1f} dB" in cost
     assert other.losses["noise"].total_psnr < own.losses["noise"].total_psnr - 10
     with pytest.raises(flow.FlowError, match="belongs to another generation"):
         pipe.invert(pipe.generate("a", solver="reversible_heun", **FIELD).state(), "b")

@@ -53,6 +53,7 @@ def test_a_picture_tells_its_own_prompt_and_losses(sd35, made, tmp_path) -> None
     status, out, err = sd35("invert", picture, "a star", *arguments, "--overwrite", "--no-measure")
     assert (status, "solver" in out) == (0, False)
     assert err.startswith("note: prompts: not what the picture was drawn with")
+    assert "so the noise found is at" in err.splitlines()[1]
 
 
 def test_mistakes_are_one_line_and_leave_nothing(sd35, made, model_folder, tmp_path) -> None:
@@ -73,6 +74,14 @@ def test_mistakes_are_one_line_and_leave_nothing(sd35, made, model_folder, tmp_p
         assert (status, out) == (2, "")
         assert message in err
     assert sorted(tmp_path.iterdir()) == sorted([*before, plain])
+
+
+def test_each_step_can_be_printed(sd35, made, tmp_path) -> None:
+    _, latents = made("euler")
+    status, out, _ = sd35("invert", latents, "-o", tmp_path / "noise.safetensors", "--per-step")
+    head, *steps = out.splitlines()[-6:-2]
+    assert (status, head.split()) == (0, ["step", "sigma", "evaluations", "residual", "tolerance"])
+    assert [line.split()[0] for line in steps] == ["2", "1", "0"]
 
 
 def test_options_of_another_method_reach_it(sd35, model_folder, tmp_path) -> None:

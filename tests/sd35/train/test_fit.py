@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -41,17 +42,41 @@ def test_it_learns(tmp_path: Path) -> None:
     assert loss_of(average)(99).item() < before
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    straight = model()
-    expected = fit(straight, loss_of(straight), PLAN, tmp_path / "a.safetensors", seed=0, label="test")
-    stopped = model()
+def is_weight(name: str) -> bool:
+    return name == "weight"
+
+
+@pytest.mark.parametrize("is_hidden", [None, is_weight], ids=["AdamW", "Muon"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, is_hidden) -> None:
+    def run(linear: nn.Linear, state: str, stop_at: int | None = None) -> nn.Module:
+        options = {"seed": 0, "label": "test", "is_hidden": is_hidden}
+        return fit(linear, loss_of(linear, stop_at), PLAN, tmp_path / state, **options)
+
+    straight, stopped, resumed = model(), model(), model()
+    expected = run(straight, "a.safetensors")
     with pytest.raises(KeyboardInterrupt):
-        fit(stopped, loss_of(stopped, stop_at=7), PLAN, tmp_path / "b.safetensors", seed=0, label="test")
-    resumed = model()
-    actual = fit(resumed, loss_of(resumed), PLAN, tmp_path / "b.safetensors", seed=0, label="test")
+        run(stopped, "b.safetensors", stop_at=7)
+    actual = run(resumed, "b.safetensors")
     assert torch.equal(straight.weight, resumed.weight)
     assert torch.equal(expected.get_parameter("weight"), actual.get_parameter("weight"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_muon_trains_hidden_matrices_and_adamw_the_rest(tmp_path: Path) -> None:
+    """Muon's step has nearly equal singular values, whatever those of the gradient; AdamW's has not."""
+    plan = replace(PLAN, steps=1, warmup=1, decay=0.0)
+    moved = {}
+    for name, is_hidden in {"muon": is_weight, "adam": None}.items():
+        linear, before = model(), model()
+        state = tmp_path / f"{name}.safetensors"
+        fit(linear, loss_of(linear), plan, state, seed=0, label="test", is_hidden=is_hidden)
+        moved[name] = torch.linalg.svdvals((linear.weight - before.weight).detach())
+        assert not torch.equal(linear.bias, before.bias)
+        with safe_open(state, framework="pt") as file:
+            kinds = {key.split("/")[0] for key in file.keys()}  # noqa: SIM118 (a file is no dict)
+        assert kinds == {"model", "ema", "adam"} | ({"muon"} if is_hidden else set())
+    assert moved["muon"].min() > 0.5 * moved["muon"].max()
+    assert moved["adam"].min() < 0.5 * moved["adam"].max()
 
 
 @pytest.mark.parametrize(

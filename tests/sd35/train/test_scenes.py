@@ -75,6 +75,18 @@ def test_a_smaller_picture_is_the_same_picture(generator):
     assert (F.avg_pool2d(large, 2) - small).abs().mean() < 0.002
 
 
+def test_jitter_moves_shapes_by_its_share(generator):
+    """Without it, every seed paints the same; with some, edges move, by less than with all."""
+    scenes = [Scene((Shape("square", "red", "medium", place),), "white") for place in PLACES] * 4
+
+    def moved(jitter: float) -> float:
+        one, other = (draw(scenes, torch.Generator().manual_seed(seed), jitter=jitter) for seed in (0, 1))
+        return float((one - other).abs().mean())
+
+    assert moved(0.0) == 0.0
+    assert 0 < moved(0.25) < 0.5 * moved(1.0)
+
+
 def test_random_scenes_reach_everything_and_keep_the_rules(generator):
     scenes = [random_scene(generator) for _ in range(1500)]
     shapes = [shape for scene in scenes for shape in scene.shapes]

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from sd35 import SettingsError
 from sd35.train import tiny
 
 WRITTEN = [
@@ -68,6 +69,13 @@ def test_a_model_that_no_run_made_there_is_left_alone(tmp_path: Path, stages, ke
         tiny.train(tmp_path)
     assert files(tmp_path) == {kept: b"mine"}
     assert stages == []
+
+
+def test_a_torch_without_muon_is_refused_before_anything(tmp_path: Path, stages, monkeypatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(SettingsError, match=r"Muon of torch 2\.9; this is torch"):
+        tiny.train(tmp_path / "new")
+    assert (stages, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_other_files_are_no_reason_to_refuse(tmp_path: Path, stages) -> None:

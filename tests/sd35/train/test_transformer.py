@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from sd35.train import transformer
 from sd35.train.fit import seeded
-from sd35.train.transformer import ExplicitAttention, Painter, encoded_scenes
+from sd35.train.transformer import ExplicitAttention, Painter, encoded_scenes, is_hidden
 from vae import VAE, VAEConfig
 
 
@@ -47,6 +47,15 @@ def test_a_dropped_encoder_leaves_zeros() -> None:
     }
 
 
+def test_muon_trains_the_matrices_of_the_blocks_and_no_others() -> None:
+    painter = Painter(50, 40, seeded(0))
+    matrices = {name for name, parameter in painter.named_parameters() if parameter.ndim == 2}
+    hidden = {name for name, _ in painter.named_parameters() if is_hidden(name)}
+    assert hidden <= matrices
+    others = ("embed", "adaLN", "relative_attention_bias", "shared", "final_layer", "text_projection")
+    assert {name for name in matrices if not any(other in name for other in others)} == hidden
+
+
 def test_latents_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
     def cut(tensors, path: Path, metadata=None) -> None:
         path.write_bytes(b"half")
@@ -54,7 +63,8 @@ def test_latents_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> No
 
     monkeypatch.setattr(transformer, "SCENES", 2)
     vae = VAE(VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1, latent_channels=16))
-    path, options = tmp_path / "latents.safetensors", {"seed": 0, "device": torch.device("cpu")}
+    path = tmp_path / "latents.safetensors"
+    options = {"jitter": 0.25, "seed": 0, "device": torch.device("cpu")}
     with monkeypatch.context() as patch:
         patch.setattr("sd35.train.fit.save_file", cut)
         with pytest.raises(KeyboardInterrupt):
