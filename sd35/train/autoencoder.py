@@ -7,6 +7,7 @@ latents no longer change.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import log
 from pathlib import Path
 
@@ -36,7 +37,9 @@ DETAILS_KL = 1e-6
 DETAILS_LOGVAR = -6.0  # what the posterior's log-variance restarts from
 DECODER = Plan(steps=1000, learning_rate=5e-4, warmup=30, ema=0.99, decay=0.7)
 DECODER_JITTERS = (0.25, 1.0)  # of its pictures, in turn: what the transformer draws, and anywhere
-DECODER_NOISE = 0.25  # most of it, beside latents of deviation 1
+DECODER_NOISE = 0.5  # most of it, beside latents of deviation 1
+SHARPEN = Plan(steps=1100, learning_rate=5e-4, warmup=30, ema=0.99, decay=1.0)
+SHARPEN_NOISE = 0.2
 
 
 def pictures(generator: torch.Generator, number: int, device: torch.device, jitter: float = 1.0) -> Tensor:
@@ -86,28 +89,33 @@ def train_joint(folder: Path, *, seed: int, device: torch.device) -> VAE:
 def train_decoder(vae: VAE, folder: Path, *, seed: int, device: torch.device) -> VAE:
     """Train the decoder alone on whole pictures, from a `vae` of which the latents stay as they are.
 
-    Latents that the transformer draws are not quite an encoder's. So half of those here bear noise, and
-    the decoder learns what outlines look like beside what latents say.
+    Latents that the transformer draws are not quite an encoder's. So half of those here bear noise, first
+    more and then less, and the decoder learns what outlines look like beside what latents say.
     """
     vae.encoder.requires_grad_(False)
     # Faster on a CPU. (torch's stubs do not know this argument of Module.to.)
     vae = vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def loss_at(step: int) -> Tensor:
-        generator = seeded(seed, 3, step)
+    def loss_at(step: int, *, stage: int, most: float) -> Tensor:
+        generator = seeded(seed, stage, step)
         jitter = DECODER_JITTERS[step % len(DECODER_JITTERS)]
         image = pictures(generator, BATCH, device, jitter).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 latents = vae.encode(image)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
-            amount = DECODER_NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator).to(latents)
+            amount = most * torch.rand(BATCH, 1, 1, 1, generator=generator).to(latents)
             amount[: BATCH // 2] = 0
             decoded = vae.decode(latents + amount * noise).float()
         return F.mse_loss(decoded, image)
 
-    average = fit(vae, loss_at, DECODER, folder / "decoder.safetensors", seed=seed, label="decoder")
-    vae.load_state_dict(average.state_dict())
+    for label, plan, stage, most in (
+        ("decoder", DECODER, 3, DECODER_NOISE),
+        ("sharpen", SHARPEN, 10, SHARPEN_NOISE),
+    ):
+        loss = partial(loss_at, stage=stage, most=most)
+        average = fit(vae, loss, plan, folder / f"{label}.safetensors", seed=seed, label=label)
+        vae.load_state_dict(average.state_dict())
     return vae
 
 

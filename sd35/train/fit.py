@@ -110,13 +110,13 @@ def _optimizers(
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     hidden = [parameter for name, parameter in trained if is_hidden is not None and is_hidden(name)]
     rest = [parameter for name, parameter in trained if is_hidden is None or not is_hidden(name)]
-    decay = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+    shared = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "adam": torch.optim.AdamW(rest, betas=(0.9, 0.99), fused=True, **decay)
+        "adam": torch.optim.AdamW(rest, betas=(0.9, 0.99), fused=True, **shared)
     }
     if hidden:
         # Scaled so that its steps are as large as AdamW's and one learning rate fits both.
-        optimizers["muon"] = torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **decay)
+        optimizers["muon"] = torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **shared)
     return optimizers
 
 

@@ -1,11 +1,14 @@
 """The autoencoder's training: where it starts, what normalising does, what psnr means."""
 
+from pathlib import Path
+
 import torch
 
-from sd35.train.autoencoder import CONFIG, crops, normalise, pictures, psnr
+from sd35.train import autoencoder
+from sd35.train.autoencoder import CONFIG, crops, normalise, pictures, psnr, train_decoder
 from sd35.train.colours import colour_passing_vae
-from sd35.train.fit import seeded
-from vae import VAE
+from sd35.train.fit import Plan, seeded
+from vae import VAE, VAEConfig
 
 CPU = torch.device("cpu")
 
@@ -42,6 +45,17 @@ def test_normalise_sets_the_statistics_and_keeps_the_picture() -> None:
     assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(16), atol=1e-3)
     inside = (slice(None), slice(None), slice(48, 80), slice(48, 80))  # away from the padded border
     assert (after - before)[inside].abs().mean() < 0.02
+
+
+def test_the_decoder_is_trained_alone(tmp_path: Path, monkeypatch) -> None:
+    for name in ("DECODER", "SHARPEN"):
+        monkeypatch.setattr(autoencoder, name, Plan(steps=2, learning_rate=1e-3, warmup=1, ema=0.5))
+    vae = VAE(VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1, latent_channels=16))
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    trained = train_decoder(vae, tmp_path, seed=0, device=CPU).state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], trained[name])}
+    assert changed == {"decoder"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.safetensors", "sharpen.safetensors"]
 
 
 def test_crops_are_parts_of_their_pictures() -> None:
