@@ -98,6 +98,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--guidance-scale", "--cfg", type=float, default=4.5)
+    parser.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="default: all"
+    )
     parser.add_argument("--reference-steps", type=int, default=100, help="of RK4, for the converged solution")
     return parser
 
@@ -111,8 +114,11 @@ def batches(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespac
 
         def velocity(shift: int = 0, less: float = 0.0, chosen: range = chosen) -> Counted:
             cond = [encodings[(index + shift) % len(encodings)] for index in chosen]
+            given: dict[str, Any] = {"batch_size": args.batch_size}
+            if args.guidance_interval is not None:
+                given["interval"] = tuple(args.guidance_interval)
             scale = args.guidance_scale - less
-            return Counted(sd35.GuidedVelocity(pipe.mmdit, cond, uncond, scale, batch_size=args.batch_size))
+            return Counted(sd35.GuidedVelocity(pipe.mmdit, cond, uncond, scale, **given))
 
         noise = draw_noise(generators(chosen), pipe.latents_shape(None, None)).to(pipe.device)
         yield Batch(velocity(), velocity(shift=1), velocity(less=0.5), flow.on_grid(noise))

@@ -20,10 +20,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import sd35
-from sd35.train.autoencoder import pictures, psnr
-from sd35.train.captions import held_out_prompts, parse
+from sd35.train.autoencoder import pictures, pictures_of, psnr
+from sd35.train.captions import caption, held_out_prompts, parse
 from sd35.train.fit import seeded
+from sd35.train.scenes import training_scene
 from sd35.train.transformer import FINISH
+from vae.image import to_pil
 
 ROOT = Path(__file__).resolve().parents[1]
 SHEET = (
@@ -85,6 +87,17 @@ def judged(
     ]
 
 
+def given_back(pipe: sd35.Pipeline, judge: ModuleType, count: int = 64) -> int:
+    """Of `count` training pictures that went through the autoencoder, how many the judge reads right."""
+    generator = seeded(1, 9)
+    scenes = [training_scene(generator) for _ in range(count)]
+    image = pictures_of(scenes, generator, pipe.device, FINISH.jitter)
+    decoded = torch.cat([pipe.decode(pipe.encode(part)) for part in image.split(16)])
+    claims = [parse(caption(scene, generator, complete=True)) for scene in scenes]
+    readings = [judge.read(np.asarray(to_pil(one))) for one in decoded]
+    return sum(judge.agrees(reading, claim) for reading, claim in zip(readings, claims, strict=True))
+
+
 def draw_sheet(pipe: sd35.Pipeline, path: Path, arguments: argparse.Namespace) -> None:
     """Draw pictures with their prompts under them, four in a row."""
     result = pipe.generate(
@@ -125,6 +138,7 @@ def main() -> None:
             decibels = psnr(pipe.vae, pictures(seeded(1, 8), 64, pipe.device, jitter))
             print(f"| autoencoder, 64 pictures, {name}: PSNR, mean | {decibels.mean():.2f} dB |")
             print(f"| autoencoder, 64 pictures, {name}: PSNR, worst | {decibels.min():.2f} dB |")
+        print(f"| autoencoder, 64 pictures: read right by the judge | {given_back(pipe, judge)} |")
     for shapes, name in ((1, "one shape"), (2, "two shapes")):
         prompts = held_out_prompts(arguments.prompts, shapes=shapes, seed=arguments.seed)
         verdicts = judged(pipe, judge, prompts, arguments)

@@ -110,13 +110,15 @@ def _optimizers(
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     hidden = [parameter for name, parameter in trained if is_hidden is not None and is_hidden(name)]
     rest = [parameter for name, parameter in trained if is_hidden is None or not is_hidden(name)]
-    shared = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+    rate, decay = plan.learning_rate, plan.weight_decay
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "adam": torch.optim.AdamW(rest, betas=(0.9, 0.99), fused=True, **shared)
+        "adam": torch.optim.AdamW(rest, lr=rate, weight_decay=decay, betas=(0.9, 0.99), fused=True)
     }
     if hidden:
         # Scaled so that its steps are as large as AdamW's and one learning rate fits both.
-        optimizers["muon"] = torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **shared)
+        optimizers["muon"] = torch.optim.Muon(
+            hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        )
     return optimizers
 
 
