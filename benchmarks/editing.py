@@ -38,10 +38,10 @@ EDITS: dict[str, dict[str, Any]] = {
     "FlowEdit": {"method": "flow_edit"},
     "FlowEdit, strength 0.9": {"method": "flow_edit", "strength": 0.9},
     "FlowEdit, strength 0.8": {"method": "flow_edit", "strength": 0.8},
-    "FlowEdit, strength 0.9, source guidance 2": {
+    "FlowEdit, strength 0.9, source guidance 1": {
         "method": "flow_edit",
         "strength": 0.9,
-        "source_guidance_scale": 2.0,
+        "source_guidance_scale": 1.0,
     },
     "RF-Inversion": {"method": "rf_inversion"},
     "RF-Inversion, η 0.6": {"method": "rf_inversion", "control": sd35.Control(toward_data=0.6)},
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for kind in KINDS
     ][: args.prompts]
     sources, targets = ([pair[which] for pair in wanted] for which in (0, 1))
-    drawn = pipe.generate(sources, seed=0, steps=args.steps, batch_size=args.batch_size)
+    drawing = {"steps": args.steps, "guidance_scale": args.guidance_scale, "batch_size": args.batch_size}
+    drawn = pipe.generate(sources, seed=0, **drawing)
     readings = [judge.read(np.asarray(image)) for image in drawn.images]
     before = {
         index: reading.shapes[0]
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| edit | colour changed | and the rest in place |\n|---|---|---|")
     for name, options in EDITS.items():
         show(name, pipe.edit(drawn.state(), targets, **options).images, targets, before, judge)
-    other = pipe.generate(targets, seed=1000, steps=args.steps, batch_size=args.batch_size)
+    other = pipe.generate(targets, seed=1000, **drawing)
     show("another seed", other.images, targets, before, judge)
 
 
@@ -115,6 +116,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--guidance-scale", "--cfg", type=float, default=2.5)
     parser.add_argument("--batch-size", type=int, default=16)
     return parser
 
