@@ -2,12 +2,12 @@
 
     python benchmarks/editing.py
 
-The prompts say colour, kind and background of a shape, and leave its size and place to the noise. The edit
-asks for another colour. It is right when the judge finds one shape, of the old kind and the new colour, on
-the same background; and the rest is in place when also the shape's centre has moved by less than 0.05 of
-the picture's side and its radius changed by less than a fifth. Only pictures that were right before are
-counted. The last line draws the edited prompt from another seed: what being in place is worth. Prints
-Markdown.
+The prompts say size, colour, kind and place of a shape, and leave the background to the noise. The edit
+asks for another colour. It is right when the judge finds one shape, as the prompt has it, in the new
+colour; and the rest is in place when also the background is the old one, the shape's centre has moved by
+less than 0.05 of the picture's side and its radius changed by less than a fifth. Only pictures that were
+right before are counted. The last line draws the edited prompt from another seed: what being in place is
+worth. Prints Markdown.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sd35.train.captions import parse
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = (("red", "blue"), ("blue", "yellow"), ("green", "pink"), ("orange", "purple"))
-BACKGROUNDS = ("white", "black")
+PLACES = ("on the left", "at the top")
 
 EDITS: dict[str, dict[str, Any]] = {
     "inversion": {"method": "inversion"},
@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     pipe, judge = sd35.load(args.model, as_device(args.device), torch.float32), load_judge()
     wanted = [
-        tuple(f"a {colour} {kind} on a {background} background" for colour in colours)
+        tuple(f"a large {colour} {kind} {place}" for colour in colours)
         for colours in COLOURS
-        for background in BACKGROUNDS
+        for place in PLACES
         for kind in KINDS
     ][: args.prompts]
     sources, targets = ([pair[which] for pair in wanted] for which in (0, 1))
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     drawn = pipe.generate(sources, seed=0, **drawing)
     readings = [judge.read(np.asarray(image)) for image in drawn.images]
     before = {
-        index: reading.shapes[0]
+        index: reading
         for index, reading in enumerate(readings)
         if judge.agrees(reading, parse(sources[index]))
     }
@@ -83,17 +83,19 @@ def show(
     before: Mapping[int, Any],
     judge: ModuleType,
 ) -> None:
-    """Print one line of the table: `before` has the shapes of those pictures that were right."""
+    """Print one line of the table: `before` has the readings of those pictures that were right."""
     after = {index: judge.read(np.asarray(images[index])) for index in before}
     changed = [index for index, reading in after.items() if judge.agrees(reading, parse(targets[index]))]
-    in_place = sum(stands_as(after[index].shapes[0], before[index]) for index in changed)
+    in_place = sum(stands_as(after[index], before[index]) for index in changed)
     print(f"| {name} | {len(changed)} of {len(before)} | {in_place} of {len(before)} |", flush=True)
 
 
 def stands_as(after: Any, before: Any) -> bool:
-    """Whether a shape has the place and the size of another."""
-    moved = np.hypot(after.x - before.x, after.y - before.y)
-    return bool(moved < 0.05 and abs(after.radius / before.radius - 1) < 0.2)
+    """Whether a picture of one shape has the background of another, and its shape the place and the size."""
+    one, other = after.shapes[0], before.shapes[0]
+    moved = np.hypot(one.x - other.x, one.y - other.y)
+    is_as_large = abs(one.radius / other.radius - 1) < 0.2
+    return bool(after.background == before.background and moved < 0.05 and is_as_large)
 
 
 def load_judge() -> ModuleType:
