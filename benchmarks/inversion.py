@@ -51,6 +51,8 @@ APPROXIMATE: dict[str, tuple[str, str, dict[str, Any]]] = {
 ACCURACIES = (3e-2, 1e-2, 1e-3, 1e-4, 1e-5)
 ROUNDED_ACCURACIES = (1e-2, 1e-4)
 """In less than float32, where rounding is the floor under every method and more accuracy buys nothing."""
+FROM_PICTURES: dict[str, dict[str, Any]] = {"naive": {}, "exact": {"accuracy": 1e-3}}
+"""By name, the options of the methods that start from pictures."""
 TIMES = (2, 5, 8)
 """Of naive's evaluations: what the exact inverse is granted in the line under its table."""
 
@@ -235,21 +237,28 @@ def steps_within(budget: int, solver: flow.Solver) -> int:
 def picture_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespace) -> None:
     """Print what each stage between latents and a saved picture costs, in latents and in noise."""
     sigmas = flow.sigmas(args.steps)
-    rows: dict[str, tuple[Row, Row]] = {}
+    rows: dict[str, Row] = {}
+    found: dict[tuple[str, str], Row] = {}
     for batch in batches(pipe, prompts, args):
         latents = flow.solve(batch.velocity, batch.noise, sigmas)
         stages = {"solver alone": latents} | encoded(pipe, latents, args.refine_steps)
         for name, one in stages.items():
-            in_latents, in_noise = rows.setdefault(name, (Row(), Row()))
-            found = flow.inversion(batch.velocity, one, sigmas, accuracy=1e-3)
-            in_latents.add(one, latents, 0)
-            in_noise.add(found.noise, batch.noise, found.report.evaluations)
+            rows.setdefault(name, Row()).add(one, latents, 0)
+            for method, options in FROM_PICTURES.items():
+                back = flow.inversion(batch.velocity, one, sigmas, method, **options)
+                row = found.setdefault((name, method), Row())
+                row.add(back.noise, batch.noise, back.report.evaluations)
     print(f"\n## From a picture: what each stage costs, float32, {len(prompts)} prompts\n")
     cells = [
-        [name, latents.cells(1)[2].replace("equal bits", ""), *noise.cells(1)[2:]]
-        for name, (latents, noise) in rows.items()
+        [
+            name,
+            row.cells(1)[2].replace("equal bits", ""),
+            *(cell for method in FROM_PICTURES for cell in found[name, method].cells(1)[2::2]),
+        ]
+        for name, row in rows.items()
     ]
-    show(["from", "latents PSNR dB", "noise PSNR dB", "median", "noise cosine"], cells)
+    heads = [f"{method}: {head}" for method in FROM_PICTURES for head in ("noise PSNR dB", "cosine")]
+    show(["from", "latents PSNR dB", *heads], cells)
 
 
 def encoded(pipe: sd35.Pipeline, latents: Tensor, refine_steps: int) -> dict[str, Tensor]:

@@ -7,20 +7,22 @@
     Gaussian shading    the signs of the noise spell an encrypted message, many times over (Yang et al. 2024,
                         arXiv:2404.04956)
 
-Every picture is saved with 8 bits, read back, encoded and inverted, with the prompt that stands in its
-file. A mark counts as found where the key agrees with the noise better than 99 % of other keys do, so that
-one in a hundred pictures without a mark is expected to pass.
+Pictures are saved with 8 bits and their latents beside them. Both are read back and inverted: with the
+prompt that stands in the file, and without any, as one who meets the picture elsewhere would. A mark
+counts as found where its key agrees with the noise better than 99 % of other keys do, so that one in a
+hundred pictures that do not bear it is expected to pass; here those are the pictures with the other mark.
 """
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import flow
 import sd35
@@ -34,7 +36,15 @@ OTHER_KEYS = range(10_000, 10_999)
 FOUND = 0.01
 """The share of keys, its own included, that may agree as well as the key does."""
 
-INVERSES = {"naive": {"method": "naive"}, "exact": {"method": "exact", "accuracy": 1e-2}}
+METHODS = {"naive": {"method": "naive"}, "exact": {"method": "exact", "accuracy": 0.1}}
+
+
+class Case(NamedTuple):
+    """One line of the table."""
+
+    mark: str
+    source: str
+    inverse: str
 
 
 class Mark(Protocol):
@@ -115,46 +125,69 @@ def shares_as_good(mark: Mark, noise: Tensor, key: int) -> Tensor:
     return (1 + (others >= own).sum(0)) / (1 + len(OTHER_KEYS))
 
 
-def found_noise(pipe: sd35.Pipeline, paths: Sequence[Path], inverse: dict, batch_size: int) -> Tensor:
+class Found:
     """The noise of saved pictures of one size, by what their files alone hold."""
-    settings = [sd35.read_settings(path) for path in paths]
-    latents = pipe.encode(torch.cat([read(path) for path in paths]))
-    first = settings[0]
-    prompts = [one.prompts[0] for one in settings]
-    velocity = pipe.velocity(prompts, first.negative, first.guidance_scale, batch_size=batch_size)
-    return flow.invert(velocity, latents, flow.sigmas(first.steps), **inverse)
+
+    def __init__(self, pipe: sd35.Pipeline, settings: Sequence[sd35.Settings]) -> None:
+        first, size = settings[0], len(settings)
+        self.sigmas = first.sigmas
+        self.velocities = {
+            "with the prompt": pipe.velocity(
+                [one.prompts[0] for one in settings], first.negative, first.guidance_scale, batch_size=size
+            ),
+            "without": pipe.velocity([""] * size, guidance_scale=1, batch_size=size),
+        }
+
+    def by_inverse(self, latents: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The name of each inverse, and the noise that it finds for these latents."""
+        for knowledge, velocity in self.velocities.items():
+            for method, options in METHODS.items():
+                yield f"{method}, {knowledge}", flow.invert(velocity, latents, self.sigmas, **options)
 
 
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw pictures with either mark and with none, and print how many of them are told to bear it."""
+    """Draw pictures with either mark, and print how many of them are told to bear it."""
     args = arguments().parse_args(argv)
     pipe = sd35.load(args.model, as_device(args.device), as_dtype(args.dtype))
     shape = pipe.latents_shape(None, None)
     marks: dict[str, Mark] = {"tree rings": TreeRings(shape), "Gaussian shading": GaussianShading(shape)}
     prompts = held_out_prompts(args.pictures, shapes=1, seed=0)
-    found: dict[tuple[str, str, bool], list[bool]] = defaultdict(
-        list
-    )  # by mark, inverse, whether it is there
-    with TemporaryDirectory() as folder:
+    # How often each mark was found, by whether it was there.
+    found: dict[Case, dict[bool, list[bool]]] = defaultdict(lambda: {True: [], False: []})
+    with TemporaryDirectory() as folder, tqdm(total=args.pictures * len(marks), unit="picture") as bar:
         for start in range(0, args.pictures, args.batch_size):
             chosen = range(start, min(start + args.batch_size, args.pictures))
             plain = draw_noise(generators(chosen), shape)
-            noises = {name: mark.hide(plain, KEY) for name, mark in marks.items()} | {"none": plain}
-            for hidden, noise in noises.items():
+            for hidden in marks:
+                noise = marks[hidden].hide(plain, KEY)
                 result = pipe.generate(
                     prompts[chosen.start : chosen.stop],
                     noise=noise,
                     steps=args.steps,
                     batch_size=args.batch_size,
                 )
-                paths = result.save(Path(folder) / "picture.png", overwrite=True)
-                for inverse, options in INVERSES.items():
-                    back = found_noise(pipe, paths, options, args.batch_size)
-                    for name in marks if hidden == "none" else [hidden]:
-                        shares = shares_as_good(marks[name], back, KEY)
-                        found[name, inverse, hidden == name] += (shares <= FOUND).tolist()
+                for source, inverse, back in read_back(pipe, result, Path(folder)):
+                    for name, mark in marks.items():
+                        shares = shares_as_good(mark, back, KEY)
+                        found[Case(name, source, inverse)][hidden == name] += (shares <= FOUND).tolist()
+                bar.update(len(chosen))
     print(table(found))
+
+
+def read_back(pipe: sd35.Pipeline, result: sd35.Result, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+    """Save pictures and latents, and give what was read, by which inverse, and the noise that it found."""
+    pictures = result.save(folder / "picture.png", overwrite=True)
+    latents = result.state().save(folder / "latents.safetensors", overwrite=True)
+    find = Found(pipe, [sd35.read_settings(path) for path in pictures])
+    sources = {
+        "latents": sd35.State.load(latents).latents,
+        "picture": pipe.encode(torch.cat([read(path) for path in pictures])),
+    }
+    for source, data in sources.items():
+        assert data is not None
+        for inverse, back in find.by_inverse(data):
+            yield source, inverse, back
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -165,20 +198,18 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", help="to compute in (default float32)")
-    parser.add_argument("--pictures", type=int, default=200, help="with each mark, and without (default 200)")
+    parser.add_argument("--pictures", type=int, default=200, help="with each mark (default 200)")
     parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=10)
     return parser
 
 
-def table(found: dict[tuple[str, str, bool], list[bool]]) -> str:
+def table(found: Mapping[Case, Mapping[bool, Sequence[bool]]]) -> str:
     """The counts, in Markdown."""
-    lines = ["| mark | inverse | found where it is | found where it is not |", "|---|---|---|---|"]
-    for mark, inverse in dict.fromkeys((mark, inverse) for mark, inverse, _ in found):
-        there, absent = found[mark, inverse, True], found[mark, inverse, False]
-        lines.append(
-            f"| {mark} | {inverse} | {sum(there)} of {len(there)} | {sum(absent)} of {len(absent)} |"
-        )
+    lines = ["| mark | found in | inverse | where it is | where it is not |", "|---|---|---|---|---|"]
+    for case, counts in sorted(found.items()):
+        there, absent = (f"{sum(counts[here])} of {len(counts[here])}" for here in (True, False))
+        lines.append(f"| {' | '.join(case)} | {there} | {absent} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """The marks survive noise that is recovered badly, and nobody finds them where they are not."""
 
 import importlib.util
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -75,11 +76,16 @@ def test_every_ring_has_one_real_value(watermark, noise) -> None:
 @pytest.mark.skipif(not list(TINY.glob("*.safetensors")), reason="the embedded model's weights are not here")
 def test_it_counts_pictures(watermark, capsys) -> None:
     watermark.main(["--model", "tiny", "--pictures", "2", "--steps", "2", "--batch-size", "2"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1:3] for line in lines[2:]] == [
-        [" tree rings ", " naive "],
-        [" tree rings ", " exact "],
-        [" Gaussian shading ", " naive "],
-        [" Gaussian shading ", " exact "],
-    ]
-    assert all(line.count(" of 2 ") == 2 for line in lines[2:])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert {tuple(row[:3]) for row in rows} == set(
+        product(
+            ("tree rings", "Gaussian shading"),
+            ("latents", "picture"),
+            [
+                f"{method}, {knowledge}"
+                for method in ("naive", "exact")
+                for knowledge in ("with the prompt", "without")
+            ],
+        )
+    )
+    assert all(cell in ("0 of 2", "1 of 2", "2 of 2") for row in rows for cell in row[3:])
