@@ -7,10 +7,11 @@
     Gaussian shading    the signs of the noise spell an encrypted message, many times over (Yang et al. 2024,
                         arXiv:2404.04956)
 
-Pictures are saved with 8 bits and their latents beside them. Both are read back and inverted: with the
-prompt that stands in the file, and without any, as one who meets the picture elsewhere would. A mark
-counts as found where its key agrees with the noise better than 99 % of other keys do, so that one in a
-hundred pictures that do not bear it is expected to pass; here those are the pictures with the other mark.
+Every picture has a key of its own. It is saved with 8 bits and its latents beside it; both are read back
+and inverted with the prompt that stands in the file, and without any, as one who meets the picture
+elsewhere would. A mark counts as found where its key agrees with the noise better than 99 % of other keys
+do, so that one in a hundred pictures that do not bear it is expected to pass; here those are the pictures
+with the other mark.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,12 +32,18 @@ from sd35.noise import draw_noise, generators
 from sd35.train.captions import held_out_prompts
 from vae.image import read
 
-KEY = 2026
+FIRST_KEY = 1_000
+"""Of the first picture; those that follow count on from it."""
 OTHER_KEYS = range(10_000, 10_999)
 FOUND = 0.01
 """The share of keys, its own included, that may agree as well as the key does."""
 
-METHODS = {"naive": {"method": "naive"}, "exact": {"method": "exact", "accuracy": 0.1}}
+INVERSES: dict[str, tuple[bool, dict[str, Any]]] = {
+    "naive": (True, {"method": "naive"}),
+    "exact": (True, {"method": "exact", "accuracy": 0.1}),
+    "naive, without the prompt": (False, {"method": "naive"}),
+}
+"""By the name in the table: whether the prompt is known, and what `flow.invert` is told."""
 
 
 class Case(NamedTuple):
@@ -50,8 +57,8 @@ class Case(NamedTuple):
 class Mark(Protocol):
     """A mark for noise (B, C, h, w) of one shape; the key decides which."""
 
-    def hide(self, noise: Tensor, key: int) -> Tensor:
-        """Noise that bears the mark, as near to `noise` as it can be, still normally distributed."""
+    def hide(self, noise: Tensor, keys: Sequence[int]) -> Tensor:
+        """Noise that bears the mark, each of its own key: near to `noise`, and still normally distributed."""
         ...
 
     def agreement(self, noise: Tensor, keys: Sequence[int]) -> Tensor:
@@ -72,10 +79,10 @@ class TreeRings:
         self.ring = distance[self.mask]  # of each coefficient within
         self.scale = (height * width) ** 0.5  # the deviation of a coefficient of white noise
 
-    def hide(self, noise: Tensor, key: int) -> Tensor:
+    def hide(self, noise: Tensor, keys: Sequence[int]) -> Tensor:
         """See `Mark`."""
         transform = torch.fft.fft2(noise)
-        transform[:, : self.channels, self.mask] = self._values([key])[0].to(transform)
+        transform[:, : self.channels, self.mask] = self._values(keys).to(transform)
         return torch.fft.ifft2(transform).real
 
     def agreement(self, noise: Tensor, keys: Sequence[int]) -> Tensor:
@@ -96,11 +103,10 @@ class GaussianShading:
     def __init__(self, shape: Sequence[int], *, bits: int = 64) -> None:
         self.shape, self.bits = tuple(shape), bits
 
-    def hide(self, noise: Tensor, key: int) -> Tensor:
+    def hide(self, noise: Tensor, keys: Sequence[int]) -> Tensor:
         """See `Mark`: values keep their sizes, and their signs are the ciphered message."""
-        message, stream = self._secret(key)
-        signs = (message[:, None] * stream).reshape(self.shape)
-        return noise.abs() * signs.to(noise)
+        signs = [message[:, None] * stream for message, stream in map(self._secret, keys)]
+        return noise.abs() * torch.stack(signs).reshape(noise.shape).to(noise)
 
     def agreement(self, noise: Tensor, keys: Sequence[int]) -> Tensor:
         """See `Mark`: the share of the message's bits that are read right, each by the vote of its copies."""
@@ -119,9 +125,9 @@ class GaussianShading:
         return drawn[:, 0], drawn[:, 1:]
 
 
-def shares_as_good(mark: Mark, noise: Tensor, key: int) -> Tensor:
-    """For each noise, the share of keys that agree with it as well as `key` does, itself included: (B,)."""
-    own, others = mark.agreement(noise, [key]), mark.agreement(noise, OTHER_KEYS)
+def shares_as_good(mark: Mark, noise: Tensor, keys: Sequence[int]) -> Tensor:
+    """For each noise, the share of keys that agree with it as well as its own does, that included: (B,)."""
+    own, others = mark.agreement(noise, keys).diagonal(), mark.agreement(noise, OTHER_KEYS)
     return (1 + (others >= own).sum(0)) / (1 + len(OTHER_KEYS))
 
 
@@ -131,18 +137,16 @@ class Found:
     def __init__(self, pipe: sd35.Pipeline, settings: Sequence[sd35.Settings]) -> None:
         first, size = settings[0], len(settings)
         self.sigmas = first.sigmas
-        self.velocities = {
-            "with the prompt": pipe.velocity(
-                [one.prompts[0] for one in settings], first.negative, first.guidance_scale, batch_size=size
-            ),
-            "without": pipe.velocity([""] * size, guidance_scale=1, batch_size=size),
-        }
+        self.with_prompt = pipe.velocity(
+            [one.prompts[0] for one in settings], first.negative, first.guidance_scale, batch_size=size
+        )
+        self.without = pipe.velocity([""] * size, guidance_scale=1, batch_size=size)
 
     def by_inverse(self, latents: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The name of each inverse, and the noise that it finds for these latents."""
-        for knowledge, velocity in self.velocities.items():
-            for method, options in METHODS.items():
-                yield f"{method}, {knowledge}", flow.invert(velocity, latents, self.sigmas, **options)
+        for name, (knows_prompt, options) in INVERSES.items():
+            velocity = self.with_prompt if knows_prompt else self.without
+            yield name, flow.invert(velocity, latents, self.sigmas, **options)
 
 
 @torch.no_grad()
@@ -159,8 +163,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for start in range(0, args.pictures, args.batch_size):
             chosen = range(start, min(start + args.batch_size, args.pictures))
             plain = draw_noise(generators(chosen), shape)
+            keys = [FIRST_KEY + picture for picture in chosen]
             for hidden in marks:
-                noise = marks[hidden].hide(plain, KEY)
+                noise = marks[hidden].hide(plain, keys)
                 result = pipe.generate(
                     prompts[chosen.start : chosen.stop],
                     noise=noise,
@@ -169,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
                 for source, inverse, back in read_back(pipe, result, Path(folder)):
                     for name, mark in marks.items():
-                        shares = shares_as_good(mark, back, KEY)
+                        shares = shares_as_good(mark, back, keys)
                         found[Case(name, source, inverse)][hidden == name] += (shares <= FOUND).tolist()
                 bar.update(len(chosen))
     print(table(found))
