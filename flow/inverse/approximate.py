@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import FlowError
+from ..errors import FlowError, NotFiniteError
 from ..solvers.base import Velocity, evaluate, prepare
 from ..solvers.table import lookup
 from .report import InverseStep, StepReport
@@ -43,11 +43,17 @@ def naive(
     steps = lookup(solver).run(counted, data, sigmas.flip(0), **options)
 
     def inverse() -> Iterator[InverseStep]:
-        before, count = 0, len(sigmas) - 1
-        for step in steps:
-            number = count - 1 - step.number
-            made, before = counted.since(before), counted.calls
-            yield InverseStep(step.x, StepReport(number, float(step.sigma_next), float(step.sigma), made))
+        before, end = (
+            0,
+            len(sigmas) - 2,
+        )  # the solver counts upward steps, and they are numbered as the generation's
+        try:
+            for step in steps:
+                made, before = counted.since(before), counted.calls
+                report = StepReport(end - step.number, float(step.sigma_next), float(step.sigma), made)
+                yield InverseStep(step.x, report)
+        except NotFiniteError as error:
+            raise error.at(end - error.number) from None
 
     return inverse()
 

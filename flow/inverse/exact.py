@@ -32,6 +32,8 @@ SHORTEST = 1e-3
 """Of moves that count for that, relative to x."""
 PATIENCE = 8
 """Trials without a tenth off the residual after which a step is given up: it stands at its noise."""
+RUNAWAY = 1e4
+"""Times its least residual, beyond which a sample's search is given up: it will not come back."""
 REGULARISATION = 1e-12
 """Of the least-squares problem, relative to its size."""
 
@@ -56,14 +58,16 @@ def exact(
         sigmas: its table.
         solver: how it was generated: euler, midpoint, heun or rk4.
         accuracy: the tolerance at σ = 1, of the residual's root mean square; σ^1.5 times that at σ. Smaller
-            is more exact and costs more: on guided fields 1e-2 costs about 2 evaluations a step, 1e-5 about
-            4.
+            is more exact and costs more: on guided fields in closed form 1e-2 costs about 2 evaluations a
+            step and 1e-5 about 4, on a network up to twice that. In a batch all samples are improved until
+            the last is done.
         max_evaluations: of the velocity, per step; a step that is not done by then is reported with how far
             it came. A trial of a beginning takes as many as a step of the solver: 1, 2, 2 and 4.
 
     Raises:
-        FlowError: a solver with memory or choices of its own; an accuracy below the rounding of the dtype;
-            and as in `euler`.
+        FlowError: a solver with memory or choices of its own; an accuracy below the rounding of the dtype, or
+            no finite number; and as in `euler`, but that a velocity which is not finite only where a sample's
+            search strayed ends that search, and is reported as a step that did not converge.
     """
     x, table = prepare(data, sigmas)
     if solver not in SLOPES:
@@ -82,31 +86,58 @@ def exact(
         raise FlowError(
             f"max_evaluations must be at least {cost}, one step of {solver}; got {max_evaluations}"
         )
-    return _inverse(velocity, solver, x, table, accuracy, max_evaluations // cost)
+    return _inverse(velocity, solver, x, table, accuracy, cost, max_evaluations)
+
+
+class _Trials(Counted):
+    """A velocity at the states of a search; at the first, of `cost` calls, it must be finite."""
+
+    def __init__(self, velocity: Velocity, cost: int, data: Tensor) -> None:
+        super().__init__(velocity)
+        self.cost = cost
+        self.failed = torch.zeros(len(data), dtype=torch.bool)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Note the samples for which it is not finite later on, and pass on what can be computed with."""
+        v = super().__call__(x, sigma)
+        if self.calls <= self.cost or v.shape != x.shape:
+            return v
+        finite = v.flatten(1).isfinite().all(1)
+        self.failed |= ~finite.cpu()
+        return v.where(per_sample(finite, v).bool(), 0)
 
 
 def _inverse(
-    velocity: Velocity, solver: str, data: Tensor, sigmas: Tensor, accuracy: float, trials: int
+    velocity: Velocity,
+    solver: str,
+    data: Tensor,
+    sigmas: Tensor,
+    accuracy: float,
+    cost: int,
+    max_evaluations: int,
 ) -> Iterator[InverseStep]:
     slope, y = SLOPES[solver], as_float64(data)
     past: list[tuple[float, Tensor]] = []  # slopes of the last two steps inverted, and their sigmas
     for number in reversed(range(len(sigmas) - 1)):
         sigma, sigma_next = sigmas[number], sigmas[number + 1]
         h = float(sigma_next) - float(sigma)
-        counted = Counted(velocity)
+        trial = _Trials(velocity, cost, data)
 
-        def mean_slope(x: Tensor, counted: Velocity = counted, number: int = number) -> Tensor:
-            return as_float64(slope(counted, x.to(data), sigmas[number], sigmas[number + 1], number)[1])
+        def mean_slope(x: Tensor, trial: _Trials = trial, number: int = number) -> Tensor:
+            mean = as_float64(slope(trial, x.to(data), sigmas[number], sigmas[number + 1], number)[1])
+            return mean.masked_fill(per_sample(trial.failed, mean).bool(), math.nan)
 
         tolerance = accuracy * float(sigma) ** 1.5
-        found = solve_step(mean_slope, y, h, _extrapolated(past, float(sigma)), tolerance, trials)
+        found = solve_step(
+            mean_slope, y, h, _extrapolated(past, float(sigma)), tolerance, max_evaluations // cost
+        )
         past = [*past[-1:], (float(sigma), (y - found.x) / h)]
         y = found.x
         report = StepReport(
             number,
             float(sigma),
             float(sigma_next),
-            counted.calls,
+            trial.calls,
             tuple(found.residual.tolist()),
             tolerance,
             tuple(found.stretch.tolist()),
@@ -194,20 +225,26 @@ def solve_step(
     Ends when every sample's residual is within the tolerance. Then the update from there is returned, which
     costs no evaluation and is better by about the factor that the last one gained. Where that is not reached,
     each sample has its best measured state.
+
+    A sample is given up, and stays at that, where its residual runs away or `mean_slope` is NaN.
     """
     x, iterates = (y if guess is None else y - h * guess), _Iterates()
     best, least = x, torch.full_like(y.flatten(1)[:, 0], math.inf)
+    lost = torch.zeros_like(least, dtype=torch.bool)
     stalled, mark = 0, math.inf
     for _ in range(trials):
         image = y - h * mean_slope(x)
         residual = (image - x).flatten(1).square().mean(1).sqrt()
+        lost |= ~(residual <= RUNAWAY * least)  # as NaN is
+        given_up = per_sample(lost, y).bool()
+        x, image, residual = best.where(given_up, x), best.where(given_up, image), least.where(lost, residual)
         iterates.add(x.flatten(1), image.flatten(1))
-        update = iterates.next().reshape(y.shape)
-        if (residual <= tolerance).all():
+        update = best.where(given_up, iterates.next().reshape(y.shape))
+        if (lost | (residual <= tolerance)).all():
             return _Found(update, residual, iterates.stretch())
-        best = torch.where(per_sample(residual < least, y) > 0, x, best)
+        best = x.where(per_sample(residual < least, y).bool(), best)
         least = torch.minimum(residual, least)
-        worst = float(least.max())
+        worst = float(least[~lost].max())
         stalled, mark = (0, worst) if worst < 0.9 * mark else (stalled + 1, mark)
         if stalled >= PATIENCE:
             break

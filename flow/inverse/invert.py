@@ -65,9 +65,9 @@ def invert(
 ) -> Tensor:
     """Find the noise that data were generated from. `inversion` returns how it went beside it.
 
-    Data from a reversible solver and their companion are undone, whatever the method. Other data are
-    inverted by `method`. Only `exact` and undoing return to the noise itself; METHODS says what the others
-    do.
+    Only `exact` returns to the noise itself: from data of a reversible solver and their companion by undoing
+    it, from data of a one-step solver by solving each of its steps. METHODS says what the others do, which
+    take Euler's steps and have no use for a companion.
 
     Args:
         velocity: that of the generation, called as velocity(x, sigma): same prompt, negative prompt and
@@ -76,7 +76,7 @@ def invert(
         sigmas: the generation's table, falling, (steps + 1,).
         method: a name in METHODS.
         solver: that of the generation, a name in SOLVERS; for `naive`, the one to run upward.
-        companion: from `integrate`; needed by reversible solvers, refused by others.
+        companion: from `integrate`; `exact` needs it for a reversible solver. Refused with other solvers.
         extra: as given to `integrate`; compared with the companion's.
         options: keyword arguments of the method, or of the reversible solver.
 
@@ -101,8 +101,13 @@ def inversion(
 ) -> Inversion:
     """`invert`, with the report: evaluations, residuals, what did not converge, what may be another noise."""
     steps = list(inverting(velocity, data, sigmas, method, solver, **options))
-    name = "undo" if options.get("companion") is not None else method
+    name = "undo" if undoes(method, options.get("companion")) else method
     return Inversion(steps[-1].x, Report(name, solver, tuple(step.report for step in steps)))
+
+
+def undoes(method: str, companion: Companion | None) -> bool:
+    """Whether a generation is undone from its companion."""
+    return method == "exact" and companion is not None
 
 
 def inverting(
@@ -132,10 +137,11 @@ def inverting(
         raise FlowError(
             f"{solver!r} has no companion; name the reversible solver that the data were generated with"
         )
-    if companion is not None:
-        return _undo(velocity, data, sigmas, solver, companion, extra or {}, options)
     if method not in METHODS:
         raise FlowError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}")
+    if undoes(method, companion):
+        assert companion is not None
+        return _undo(velocity, data, sigmas, solver, companion, extra or {}, options)
     if entry.reversible and method == "exact":
         raise FlowError(
             f"undoing {solver!r} needs the companion of the generation; without it, use method='naive'"

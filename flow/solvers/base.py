@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import FlowError
+from ..errors import FlowError, NotFiniteError
 from ..precision import wide
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -98,11 +98,7 @@ def evaluate(velocity: Velocity, x: Tensor, sigma: Tensor, number: int) -> Tenso
     if v.shape != x.shape:
         raise FlowError(f"velocity must return {tuple(x.shape)}, got {tuple(v.shape)} at step {number}")
     if not torch.isfinite(v).all():
-        wrong = int((~v.isfinite()).sum())
-        raise FlowError(
-            f"the velocity is not finite at step {number}, sigma {float(sigma):.6g}: {wrong} of {v.numel()} "
-            f"values, computed in {v.dtype}. Try a wider dtype, and check the weights and the inputs"
-        )
+        raise NotFiniteError(number, float(sigma), int((~v.isfinite()).sum()), v.numel(), v.dtype)
     return v.to(x.dtype)
 
 

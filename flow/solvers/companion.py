@@ -33,8 +33,11 @@ class Companion:
         """See that the companion belongs to these settings.
 
         Raises:
-            FlowError: it does not; the message names every setting that differs, with both values.
+            FlowError: it does not; the message names every setting that differs, with both values. Or its
+                tensors hold values that are not finite.
         """
+        if wrong := [name for name, tensor in self.tensors.items() if not tensor.isfinite().all()]:
+            raise FlowError(f"the companion is damaged: values of {', '.join(wrong)} are NaN or infinite")
         if self.fingerprint == fingerprint(expected):
             return
         ours, theirs = _flat(self.settings), _flat(expected)

@@ -1,8 +1,9 @@
 """The solvers by name, and how to run one of them to its end."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
+from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
@@ -95,15 +96,35 @@ def lookup(solver: str) -> Solver:
     return SOLVERS[solver]
 
 
-def check_options(what: str, run: Callable[..., object], options: Iterable[str]) -> None:
-    """See that a solver or a method takes these options, its keyword arguments.
+def check_options(what: str, run: Callable[..., object], options: Mapping[str, object]) -> None:
+    """See that a solver or a method takes these options, its keyword arguments, and that numbers are numbers.
 
     Raises:
-        FlowError: it does not; the message names `what`, the option, and those that it takes.
+        FlowError: it does not; the message names `what`, the option, and what it takes.
     """
-    takes = [one.name for one in signature(run).parameters.values() if one.kind is Parameter.KEYWORD_ONLY]
-    if unknown := [name for name in options if name not in takes]:
-        raise FlowError(f"{what} takes no option {unknown[0]!r}; it takes {', '.join(takes) or 'none'}")
+    parameters = signature(run).parameters.values()
+    takes = {one.name: one.annotation for one in parameters if one.kind is Parameter.KEYWORD_ONLY}
+    takes.pop("solver", None)  # which is given beside the options
+    for name, value in options.items():
+        if name not in takes:
+            raise FlowError(f"{what} takes no option {name!r}; it takes {', '.join(takes) or 'none'}")
+        words, fits = KINDS.get(takes[name], ("", lambda value: True))
+        if not fits(value):
+            raise FlowError(f"option {name!r} of {what} must be {words}, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+KINDS: Mapping[type, tuple[str, Callable[[object], bool]]] = MappingProxyType(
+    {
+        int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+        float: ("a finite number", _is_number),
+        bool: ("true or false", lambda value: isinstance(value, bool)),
+    }
+)
+"""What an option may be, by its annotation."""
 
 
 def started(

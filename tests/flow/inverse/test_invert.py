@@ -1,6 +1,7 @@
 """The way back: exact returns, the published approximations do not, and the report says which is which."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,7 +179,12 @@ def test_steps_are_seen_as_they_are_taken(toy, generation):
         ({"solver": "ab2"}, "cannot be undone from its last state"),
         ({"solver": "bdia"}, "needs the companion"),
         ({"accuracy": 1e-9}, "the rounding of torch.float32"),
-        ({"accuracy": float("nan")}, "accuracy must be at least"),
+        ({"accuracy": 0}, "accuracy must be at least"),
+        ({"accuracy": float("nan")}, "'accuracy' of method 'exact' must be a finite number, got nan"),
+        ({"accuracy": "high"}, "'accuracy' of method 'exact' must be a finite number, got 'high'"),
+        ({"max_evaluations": 100.0}, "'max_evaluations' of method 'exact' must be a whole number, got 100.0"),
+        ({"method": "fixed_point", "average": 1}, "'average' .* must be true or false, got 1"),
+        ({"method": "naive", "solver": "dopri5", "rtol": float("inf")}, "'rtol' .* must be a finite number"),
         ({"max_evaluations": 0}, "at least 1"),
         ({"method": "fixed_point", "iterations": 0}, "at least 1"),
         ({"method": "fixed_point", "iterations": 1, "average": True}, "at least 2"),
@@ -186,7 +192,7 @@ def test_steps_are_seen_as_they_are_taken(toy, generation):
         ({"solver": "rk4", "max_evaluations": 3}, "at least 4, one step of rk4"),
         (
             {"iterations": 4},
-            "'exact' takes no option 'iterations'; it takes solver, accuracy, max_evaluations",
+            "'exact' takes no option 'iterations'; it takes accuracy, max_evaluations",
         ),
         (
             {"method": "naive", "accuracy": 1e-3},
@@ -216,6 +222,45 @@ def test_nan_on_the_way_names_step_and_sigma(toy, generation):
     def broken(x, sigma):
         return torch.where(sigma.reshape(-1, 1, 1, 1) > 0.5, torch.nan, toy()(x, sigma))
 
+    first = int((TABLE > 0.5).nonzero().max())  # of the way back
     for method in METHODS:
-        with pytest.raises(FlowError, match=r"not finite at step \d+, sigma 0\.5"):
+        # The last level that is broken is where step `first` of the generation began, and so where the first
+        # bad step of those methods that solve for the beginning arrives. The others leave from there.
+        number = first if method in ("exact", "uni_inv", "fixed_point") else first - 1
+        with pytest.raises(FlowError, match=r"not finite at step \d+, sigma 0\.5") as caught:
             invert(broken, generation[1], TABLE, method)
+        assert f"at step {number}," in str(caught.value), method
+
+
+@pytest.mark.parametrize("hard", [lambda x: 40 * x**2, lambda x: 1e3 * x**3, lambda x: torch.exp(9 * x)])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_a_sample_without_a_beginning_is_given_up_and_spoils_no_other(hard, solver):
+    def velocity(x, sigma):
+        return torch.cat([torch.sin(x[:1]), hard(x[1:])])
+
+    table = sigmas(6)
+    noise = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+    data = solve(lambda x, sigma: torch.sin(x), noise, table, solver)
+    found = inversion(velocity, torch.cat([data, torch.full((1, 8), 2.0)]), table, solver=solver)
+    assert closeness(found.noise[:1], noise, 8.0).total_psnr > 80
+    assert found.noise.isfinite().all()
+    assert found.report.problems
+    assert all("sample 1" in problem for problem in found.report.problems)
+
+
+def test_only_exact_looks_at_a_companion(toy, noise_for):
+    there = integrate(toy(), noise_for(2), sigmas(4), "bdia")
+    given = {"solver": "bdia", "companion": there.companion}
+    assert inversion(toy(), there.x, sigmas(4), **given).report.method == "undo"
+    naive = inversion(toy(), there.x, sigmas(4), "naive", **given)
+    assert naive.report.method == "naive"
+    assert torch.equal(naive.noise, invert(toy(), there.x, sigmas(4), "naive", "bdia"))
+    with pytest.raises(FlowError, match="no method 'nonsense'"):
+        invert(toy(), there.x, sigmas(4), "nonsense", **given)
+
+
+def test_a_damaged_companion_is_told_from_a_bad_velocity(toy, noise_for):
+    there = integrate(toy(), noise_for(2), sigmas(4), "bdia")
+    spoilt = {name: tensor * torch.nan for name, tensor in there.companion.tensors.items()}
+    with pytest.raises(FlowError, match="the companion is damaged"):
+        invert(toy(), there.x, sigmas(4), solver="bdia", companion=replace(there.companion, tensors=spoilt))
