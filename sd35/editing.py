@@ -102,12 +102,8 @@ def edit(
     Raises:
         ValueError: as `Pipeline.edit`.
     """
+    check_edit(source, method, strength, companion, control, average, accuracy)
     sigmas = levels(source, method, strength)
-    if companion is not None and not undoes(method, strength):
-        raise SettingsError("a companion is of use to the method inversion at strength 1 only: leave it out")
-    is_exact = method == "inversion" and companion is None and _inverse_of(source) == "exact"
-    if accuracy is not None and not is_exact:
-        raise SettingsError("accuracy is of the exact inverse, and this edit takes another way: leave it out")
     latents, source, target = _checked(pipe, data, source, target)
 
     notes: tuple[str, ...] = ()
@@ -129,6 +125,34 @@ def edit(
     for step in tqdm(steps, total=len(sigmas) - 1, unit="step", disable=not progress):
         latents = step.x
     return Edited(pipe.decode(latents).detach().cpu(), latents.detach().cpu(), target, notes)
+
+
+def check_edit(
+    source: Settings,
+    method: str,
+    strength: float,
+    companion: Companion | None = None,
+    control: Control | None = None,
+    average: int = 1,
+    accuracy: float | None = None,
+) -> None:
+    """Refuse what an edit cannot do or would not look at, before anything is computed; arguments as `edit`.
+
+    Raises:
+        SettingsError: no such method, or an argument that is another method's.
+        FlowError: a strength out of range.
+    """
+    levels(source, method, strength)
+    if companion is not None and not undoes(method, strength):
+        raise SettingsError("a companion is of use to the method inversion at strength 1 only: leave it out")
+    is_exact = method == "inversion" and companion is None and _inverse_of(source) == "exact"
+    for name, of, is_given, fits in (
+        ("accuracy", "the exact inverse", accuracy is not None, is_exact),
+        ("control (γ, η and where η acts)", "rf_inversion", control is not None, method == "rf_inversion"),
+        ("average", "flow_edit", average != 1, method == "flow_edit"),
+    ):
+        if is_given and not fits:
+            raise SettingsError(f"{name} is of {of}, and this edit takes another way: leave it out")
 
 
 def undoes(method: str, strength: float) -> bool:
@@ -179,7 +203,7 @@ def _by_inversion(
     progress: bool,
 ) -> tuple[Iterator[flow.Step], tuple[str, ...]]:
     """The way down under the target from the noise that leads to the latents under the source."""
-    method = _inverse_of(source)
+    method = _inverse_of(source) if companion is None else "exact"
     options = dict(source.solver_options) if accuracy is None else {"accuracy": accuracy}
     noise, report = way_back(
         _velocity(pipe, source),

@@ -33,6 +33,9 @@ FLOW = (
 )
 """The settings that decide where a solver goes; the rest decide where it begins, and how fast."""
 
+ENCODERS = ("t5", "text_source", "t5_source")
+"""What a picture was made with that decides where a solver goes, beside the model."""
+
 
 def opened(
     data: Tensor | Image.Image | State,
@@ -85,7 +88,14 @@ def differences(saved: Settings, settings: Settings, noise: Closeness | None = N
         "other noise: it draws this picture under these settings, but is not what the picture came from"
         for name in names
     ]
-    if names and noise is not None:
+    made = {name: (saved.made_with.get(name), settings.made_with.get(name)) for name in ENCODERS}
+    lines += [
+        f"{name.replace('_', ' ')}: {was or 'none'} when the picture was drawn, {now or 'none'} here. Unless "
+        "these are the same weights, that is another flow"
+        for name, (was, now) in {"model": (saved.model, settings.model), **made}.items()
+        if was != now
+    ]
+    if lines and noise is not None:
         lines.append(
             f"so the noise found is at {noise.total_psnr:.1f} dB and a cosine of {noise.total_cosine:.2f} to "
             "that of the generation; invert without the differences to compare"

@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 import flow
 from flow import Closeness, Companion, Report, closeness
+from flow.inverse.invert import undoes
 from vae.image import to_uint8
 from vae.refine import refine
 
+from .errors import SettingsError
 from .generation import field_of
 from .given import checked, differences
 from .guided import GuidedVelocity, stepped, velocity_of
@@ -101,9 +103,11 @@ def invert(
         measure: draw again from the noise.
         progress: show a bar.
     """
-    if companion is None:
-        check_method(settings, method, options)
+    check_method(settings, method, options, companion)
+    check_refining(data, refine_steps)
     image, latents, settings = checked(pipe, data, settings)
+    if noise is not None:
+        pipe.check_noise(noise, settings)
     velocity = velocity_of(pipe.mmdit, settings, pipe.encode_each(settings))
     losses: dict[str, Closeness] = {}
     if image is not None:
@@ -111,7 +115,9 @@ def invert(
     assert latents is not None
 
     sigmas = settings.sigmas
-    given = dict(settings.solver_options) if companion is not None else _options(settings, method, options)
+    given = (
+        dict(settings.solver_options) if undoes(method, companion) else _options(settings, method, options)
+    )
     found, report = way_back(
         velocity, latents, settings, sigmas, method, given, companion=companion, progress=progress
     )
@@ -134,14 +140,41 @@ def invert(
     )
 
 
-def check_method(settings: Settings, method: str, options: Mapping[str, Any] | None = None) -> None:
+def check_method(
+    settings: Settings,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    companion: Companion | None = None,
+) -> None:
     """Refuse a method that cannot invert a generation of these settings, before anything is computed.
 
     Raises:
+        SettingsError: options, where the generation is undone from its companion.
         FlowError: as `flow.inverting`, which checks all but the data before its first step.
     """
+    if undoes(method, companion):
+        if options:
+            raise SettingsError(
+                "with its companion a generation is undone, which takes no options: leave out "
+                f"{', '.join(options)}, or name another method"
+            )
+        return
     options = _options(settings, method, options)
     flow.inverting(lambda x, sigma: x, torch.zeros(1, 1), settings.sigmas, method, settings.solver, **options)
+
+
+def check_refining(data: Tensor | Image.Image, steps: int) -> None:
+    """See that there is a picture where latents are to be refined.
+
+    Raises:
+        SettingsError: there is none, or fewer steps than 0.
+    """
+    if steps < 0:
+        raise SettingsError(f"refine_steps must be at least 0, got {steps}")
+    if steps and isinstance(data, Tensor) and (data.ndim != 4 or data.shape[1] != 3):
+        raise SettingsError(
+            "these are latents already: only those of a picture can be refined; leave out refine_steps"
+        )
 
 
 def _options(settings: Settings, method: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -202,7 +235,7 @@ def way_back(
     for step in tqdm(taken, desc="inverting", total=count, unit="step", disable=not progress):
         x = step.x
         reports.append(step.report)
-    return x, Report("undo" if companion is not None else method, settings.solver, tuple(reports))
+    return x, Report("undo" if undoes(method, companion) else method, settings.solver, tuple(reports))
 
 
 def notes_of(pipe: "Pipeline", report: Report) -> Iterator[str]:

@@ -132,7 +132,7 @@ class Pipeline(Model):
         if noise is None and settings.seed is None:
             raise SettingsError("these settings have no seed, since their noise was given: pass noise=")
         if noise is not None:
-            self._check_noise(noise, settings)
+            self.check_noise(noise, settings)
             noise = noise.detach().float().cpu()
         return Generation(self, settings, self.encode_each(settings), noise)
 
@@ -180,10 +180,11 @@ class Pipeline(Model):
                 state (`Result.state`), which needs nothing else. Eight bits and the autoencoder lose more
                 than a good method does: latents are better.
             prompt: of the generation: one for all pictures, or one for each. A state has its own.
-            method: a name in `flow.METHODS`; not read where there is a companion.
+            method: a name in `flow.METHODS`. With a companion, "exact" undoes the generation, and the others
+                have no use for it.
             method_options: keyword arguments of the method.
-            companion: what a reversible solver left, `Result.companion`: the generation is then undone.
-            noise: the true noise, where it is known, to compare with.
+            companion: what a reversible solver left, `Result.companion`.
+            noise: the true noise, where it is known, to compare with. A state may have its own.
             refine_steps: steps of `vae.refine`, by which the latents of a picture are improved.
             measure: draw again from the noise that was found, to see what the inverse of the solver misses.
                 To hooks, its steps have the numbers of those that were undone.
@@ -198,6 +199,8 @@ class Pipeline(Model):
             NonFiniteError: a stage computed NaN or infinity.
         """
         given, of, companion, saved = opened(data, prompt, companion, settings)
+        if noise is None and isinstance(data, State):
+            noise = data.noise
         return invert(
             self,
             given,
@@ -242,8 +245,8 @@ class Pipeline(Model):
             seed: of the noise that flow_edit and rf_inversion draw; None takes the picture's, or 0.
             guidance_scale: for `prompt`; None takes the picture's.
             source_guidance_scale: for `source_prompt`; None takes the state's, or 4.5.
-            control: of rf_inversion.
-            average: noises that a step of flow_edit averages over.
+            control: of rf_inversion alone.
+            average: of flow_edit alone, the noises that a step averages over.
             accuracy: of the exact inverse, for the method inversion; None takes that of `invert`.
             companion: of a reversible solver, for the method inversion at strength 1.
             progress: show a bar on stderr.
@@ -272,7 +275,12 @@ class Pipeline(Model):
             progress=progress,
         )
 
-    def _check_noise(self, noise: Tensor, settings: Settings) -> None:
+    def check_noise(self, noise: Tensor, settings: Settings) -> None:
+        """See that noise is of the size that the settings draw, and can be begun with.
+
+        Raises:
+            SettingsError: it is not.
+        """
         expected = (settings.images, *self.latents_shape(settings.width, settings.height))
         if tuple(noise.shape) != expected or not noise.is_floating_point():
             raise SettingsError(f"noise must be floats {expected}, got {noise.dtype} {tuple(noise.shape)}")

@@ -71,8 +71,12 @@ class Result:
         return paths
 
     def state(self) -> State:
-        """The latents, with the companion of a reversible solver, as a state that can be saved."""
-        return State(self.settings, latents=self.latents, companion=self.companion)
+        """The latents, with the companion of a reversible solver, as a state that can be saved.
+
+        The noise goes with them where it was given: a seed would not tell it.
+        """
+        noise = self.noise if self.settings.seed is None else None
+        return State(self.settings, self.latents, noise, self.companion)
 
     def report(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a page that shows the generation from inside: one HTML file, to be opened in a browser.

@@ -80,15 +80,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, load, edit and save; print the paths of the pictures."""
-    from ..editing import edit, levels, undoes
+    from ..editing import check_edit, edit, undoes
     from ..result import check_pictures
 
-    data, saved, companion = read_input(args.input)
+    data, saved, companion, _ = read_input(args.input)
     source, target = settings_of(args, saved)
     check_pictures(args.output, source.images, overwrite=args.overwrite, bits=args.bits)
-    levels(source, args.method, args.strength)  # refuses a wrong method or strength before anything is loaded
     if not undoes(args.method, args.strength) or source != saved:
         companion = None
+    options = {"control": control_of(args), "average": args.average, "accuracy": args.accuracy}
+    check_edit(source, args.method, args.strength, companion, **options)  # before anything is loaded
     # Undoing repeats the very velocities of the generation; everything else is better off in float32.
     pipe = load_pipeline(args, source, dtype="float32" if companion is None else None)
     edited = edit(
@@ -99,9 +100,7 @@ def run(args: argparse.Namespace) -> int:
         method=args.method,
         strength=args.strength,
         companion=companion,
-        control=control_of(args),
-        average=args.average,
-        accuracy=args.accuracy,
+        **options,
         progress=sys.stderr.isatty(),
     )
     for note in edited.notes:
@@ -139,10 +138,11 @@ def settings_of(args: argparse.Namespace, saved: "Settings | None") -> "tuple[Se
     return source, replace(target, negative=given.get("negative", target.negative))
 
 
-def control_of(args: argparse.Namespace) -> "Control":
-    """What rf_inversion bends by."""
+def control_of(args: argparse.Namespace) -> "Control | None":
+    """What rf_inversion bends by; None if nothing was said of it."""
     from ..editing import Control
 
     interval = None if args.eta_interval is None else tuple(args.eta_interval)
     given = {"toward_noise": args.gamma, "toward_data": args.eta, "interval": interval}
-    return Control(**{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    return Control(**given) if given else None

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method",
         default="exact",
-        help="exact (the default), naive, fireflow, ...; a wrong name lists them all",
+        help="exact (the default, which undoes reversible solvers), naive, fireflow, ...; a wrong name lists "
+        "them all",
     )
     group.add_argument(
         "--accuracy", type=float, help="of the exact method (default 1e-4); smaller costs more evaluations"
@@ -68,20 +69,21 @@ def run(args: argparse.Namespace) -> int:
     """Invert, write the noise, print the table of losses."""
     from ..errors import SettingsError
     from ..files import check_output
-    from ..invert import check_method, invert
+    from ..invert import check_method, check_refining, invert, undoes
 
     check_output([args.output], suffix=".safetensors", overwrite=args.overwrite)
-    data, saved, companion = read_input(args.input)
+    data, saved, companion, noise = read_input(args.input)
     settings = settings_of(args, saved)
     options = options_of(args.method_option)
     if args.accuracy is not None:
         options["accuracy"] = args.accuracy
-    if args.accuracy is not None and (args.method != "exact" or companion is not None):
+    undoing = undoes(args.method, companion)
+    if args.accuracy is not None and (args.method != "exact" or undoing):
         raise SettingsError("--accuracy is of the exact method, and another way is taken here: leave it out")
-    if companion is None:
-        check_method(settings, args.method, options)
+    check_method(settings, args.method, options, companion)
+    check_refining(data, args.refine_steps)
     # Undoing repeats the very velocities of the generation; everything else is better off in float32.
-    pipe = load_pipeline(args, settings, dtype="float32" if companion is None else None)
+    pipe = load_pipeline(args, settings, dtype=None if undoing else "float32")
     inverted = invert(
         pipe,
         data,
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         method=args.method,
         options=options,
         companion=companion,
+        noise=noise,
         refine_steps=args.refine_steps,
         measure=not args.no_measure,
         progress=sys.stderr.isatty(),
@@ -104,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_input(path: Path) -> "tuple[Tensor, Settings | None, Companion | None]":
-    """What is to be inverted, its settings where it carries them, and a companion where it has one.
+def read_input(path: Path) -> "tuple[Tensor, Settings | None, Companion | None, Tensor | None]":
+    """What is to be inverted, and what it carries: its settings, a companion, the noise that it began with.
 
     Raises:
         OSError: there is no such file.
@@ -121,12 +124,12 @@ def read_input(path: Path) -> "tuple[Tensor, Settings | None, Companion | None]"
         state = State.load(path)
         if state.latents is None:
             raise SettingsError(f"{path} holds noise and no latents: there is nothing to invert")
-        return state.latents, state.settings, state.companion
+        return state.latents, state.settings, state.companion, state.noise
     image = read(path)
     try:
-        return image, read_settings(path), None
+        return image, read_settings(path), None, None
     except SettingsError:  # a picture from elsewhere: the options have to tell
-        return image, None, None
+        return image, None, None, None
 
 
 def settings_of(args: argparse.Namespace, saved: "Settings | None") -> "Settings":

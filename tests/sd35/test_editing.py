@@ -109,6 +109,14 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
         ({"accuracy": 1e-3, "solver": "bitexact"}, "accuracy is of the exact inverse, and this edit takes"),
         ({"accuracy": 0.0}, "accuracy must be at least"),
         (
+            {"control": Control()},
+            r"control \(γ, η and where η acts\) is of rf_inversion, and this edit takes",
+        ),
+        (
+            {"average": 2, "method": "rf_inversion"},
+            "average is of flow_edit, and this edit takes another way",
+        ),
+        (
             {"control": Control(toward_data=2), "method": "rf_inversion"},
             r"strength must lie in \[0, 1\], got 2",
         ),

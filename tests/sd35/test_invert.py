@@ -1,5 +1,6 @@
 """From pictures and latents back to noise."""
 
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -71,6 +72,49 @@ def test_what_is_none_of_the_settings_is_refused(pipe, result) -> None:
         pipe.invert(result.latents, ["a", "b"])
     with pytest.raises(flow.FlowError, match="there is no method 'guess'"):
         pipe.invert(result.latents, "a", method="guess")
+
+
+def test_what_would_not_be_looked_at_is_refused_before_work(pipe, result, monkeypatch) -> None:
+    made = pipe.generate("a", solver="reversible_heun", **FIELD)
+
+    def fail(*_arguments) -> None:
+        pytest.fail("the transformer ran")
+
+    monkeypatch.setattr("sd35.guided.GuidedVelocity.__call__", fail)
+    with pytest.raises(SettingsError, match="these are latents already"):
+        pipe.invert(result.state(), refine_steps=5)
+    with pytest.raises(SettingsError, match="refine_steps must be at least 0, got -3"):
+        pipe.invert(result.images[0], "a red circle", refine_steps=-3, **FIELD)
+    with pytest.raises(SettingsError, match=r"noise must be floats \(1, 16, 4, 4\), got .* \(1, 16, 8, 8\)"):
+        pipe.invert(result.latents, "a red circle", noise=torch.zeros(1, 16, 8, 8), **FIELD)
+    with pytest.raises(SettingsError, match="undone, which takes no options: leave out accuracy"):
+        pipe.invert(made.state(), method_options={"accuracy": 1e-3})
+    with pytest.raises(flow.FlowError, match="no method 'guess'"):
+        pipe.invert(made.state(), method="guess")
+
+
+def test_a_reversible_generation_can_be_inverted_naively_too(pipe) -> None:
+    state = pipe.generate("a", solver="reversible_heun", **FIELD).state()
+    undone, naive = pipe.invert(state), pipe.invert(state, method="naive")
+    assert (undone.report.method, naive.report.method) == ("undo", "naive")
+    assert naive.losses["noise"].total_psnr < undone.losses["noise"].total_psnr - 20
+
+
+def test_a_state_keeps_noise_that_was_given(pipe, result, tmp_path) -> None:
+    made = pipe.generate("a", noise=result.noise, **FIELD)
+    state = State.load(made.state().save(tmp_path / "state.safetensors"))
+    assert torch.equal(state.noise, result.noise)
+    assert "so the noise found is at" in pipe.invert(state, "b").notes[-1]
+    assert result.state().noise is None  # the seed tells it
+
+
+def test_another_model_and_other_encoders_are_told(pipe, result) -> None:
+    made = result.settings.made_with | {"t5": "no"}
+    other = replace(result.settings, model="elsewhere", made_with=made)
+    notes = pipe.invert(replace(result.state(), settings=other)).notes
+    assert notes[0].startswith("model: elsewhere when the picture was drawn, ")
+    assert notes[1].startswith("t5: no when the picture was drawn, yes here")
+    assert notes[2].startswith("so the noise found is at ")
 
 
 def test_half_precision_is_warned_of(pipe, result, model_folder) -> None:
