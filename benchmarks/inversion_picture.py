@@ -20,7 +20,7 @@ from vae.image import to_pil
 PROMPTS = (
     "a red circle above a blue square on a white background",
     "a large yellow star on the left on a black background",
-    "a green triangle right of a purple ring on a grey background",
+    "a green triangle right of a purple ring on a white background",
     "a small orange cross at the top on a cyan background",
 )
 GAP, LINE = 8, 14
@@ -35,19 +35,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     sigmas = flow.sigmas(args.steps)
     noise = draw_noise(generators(range(len(PROMPTS))), pipe.latents_shape(None, None)).to(pipe.device)
 
-    data = flow.solve(velocity, noise, sigmas)
-    pair = flow.integrate(velocity, noise, sigmas, "reversible_heun")
-    columns: list[tuple[list[str], Tensor]] = [(["drawn by Euler"], data)]
-    for title, method, solver, end in (
-        ("naive", "naive", "euler", flow.Solution(data, None, None)),
-        ("exact", "exact", "euler", flow.Solution(data, None, None)),
-        ("reversible Heun", "exact", "reversible_heun", pair),
-    ):
-        found = flow.inversion(velocity, end.x, sigmas, method, solver, companion=end.companion)
-        psnr = flow.closeness(found.noise, noise).total_psnr
-        lines = [title, f"noise {psnr:.1f} dB", f"{found.report.evaluations} evaluations"]
-        columns.append((lines, flow.solve(velocity, found.noise, sigmas, solver)))
-        print(*lines, sep=", ")
+    columns: list[tuple[list[str], Tensor]] = []
+    for solver, ways in (("euler", ("naive", "exact")), ("reversible_heun", ("exact",))):
+        drawn = flow.integrate(velocity, noise, sigmas, solver)
+        columns.append((["drawn by", solver.replace("_", " ")], drawn.x))
+        for method in ways:
+            found = flow.inversion(velocity, drawn.x, sigmas, method, solver, companion=drawn.companion)
+            psnr = flow.closeness(found.noise, noise).total_psnr
+            lines = [found.report.method, f"noise {psnr:.1f} dB", f"{found.report.evaluations} evaluations"]
+            columns.append((lines, flow.solve(velocity, found.noise, sigmas, solver)))
+            print(*lines, sep=", ")
     sheet([(lines, [to_pil(image) for image in pipe.decode(x)]) for lines, x in columns]).save(args.output)
 
 

@@ -73,7 +73,8 @@ def invert(
         velocity: that of the generation, called as velocity(x, sigma): same prompt, negative prompt and
             guidance, or it is another field. In float32: half precision costs more than any method gains.
         data: the last state of the generation, (B, *S).
-        sigmas: the generation's table, falling, (steps + 1,).
+        sigmas: the generation's table, falling, (steps + 1,). What a reversible solver did on a rising one,
+            from a picture to noise, is undone likewise.
         method: a name in METHODS.
         solver: that of the generation, a name in SOLVERS; for `naive`, the one to run upward.
         companion: from `integrate`; `exact` needs it for a reversible solver. Refused with other solvers.
@@ -129,10 +130,6 @@ def inverting(
             "Generate with a solver that draws none"
         )
     _, table = prepare(data, sigmas)
-    if table[0] < table[-1]:
-        raise FlowError(
-            f"sigmas must be the generation's, falling; got {float(table[0]):g} to {float(table[-1]):g}"
-        )
     if companion is not None and not entry.reversible:
         raise FlowError(
             f"{solver!r} has no companion; name the reversible solver that the data were generated with"
@@ -142,6 +139,10 @@ def inverting(
     if undoes(method, companion):
         assert companion is not None
         return _undo(velocity, data, sigmas, solver, companion, extra or {}, options)
+    if table[0] < table[-1]:
+        raise FlowError(
+            f"sigmas must be the generation's, falling; got {float(table[0]):g} to {float(table[-1]):g}"
+        )
     if entry.reversible and method == "exact":
         raise FlowError(
             f"undoing {solver!r} needs the companion of the generation; without it, use method='naive'"

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import flow
 import sd35
+from sd35.noise import generators
 from sd35.train.autoencoder import pictures, psnr
 from sd35.train.captions import parse
 from sd35.train.fit import seeded
@@ -35,6 +37,34 @@ def test_pictures_show_what_their_prompts_say(tiny, judge) -> None:
         for image, prompt in zip(images, PAIRS, strict=True)
     ]
     assert sum(not one for one in faults) >= len(PAIRS) - 1, faults
+
+
+PLACES = [
+    f"a large red {kind} {place} on a white background"
+    for kind in ("circle", "square")
+    for place in ("at the top", "on the left")
+]
+
+
+def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
+    wanted = [prompt.replace("red", "blue") for prompt in PLACES]
+    drawn = tiny.generate(PLACES, guidance_scale=2.5, batch_size=len(PLACES))
+    edited = tiny.edit(drawn.state(), wanted, accuracy=1e-2)
+    before, after = ([judge.read(np.asarray(image)) for image in one.images] for one in (drawn, edited))
+    for was, now, prompt in zip(before, after, wanted, strict=True):
+        assert not judge.disagreements(now, parse(prompt))
+        (here,), (there,) = was.shapes, now.shapes
+        assert np.hypot(here.x - there.x, here.y - there.y) < 0.05, prompt
+
+
+def test_leapfrog_is_as_near_to_the_flow_as_euler(tiny) -> None:
+    velocity = tiny.velocity(PAIRS[:2], batch_size=2)
+    noise = sd35.draw_noise(generators(range(2)), tiny.latents_shape(None, None))
+    table = flow.sigmas(28)
+    with torch.inference_mode():
+        true = flow.solve(velocity, noise, flow.sigmas(40), "rk4")
+        leapfrog, euler = (flow.solve(velocity, noise, table, solver) for solver in ("leapfrog", "euler"))
+    assert flow.closeness(leapfrog, true).total_psnr > flow.closeness(euler, true).total_psnr
 
 
 def test_the_autoencoder_gives_pictures_back(tiny) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from flow import (
     METHODS,
+    SOLVERS,
     FlowError,
     Inversion,
     closeness,
@@ -257,6 +258,16 @@ def test_only_exact_looks_at_a_companion(toy, noise_for):
     assert torch.equal(naive.noise, invert(toy(), there.x, sigmas(4), "naive", "bdia"))
     with pytest.raises(FlowError, match="no method 'nonsense'"):
         invert(toy(), there.x, sigmas(4), "nonsense", **given)
+
+
+@pytest.mark.parametrize("solver", [name for name, one in SOLVERS.items() if one.reversible])
+def test_a_way_up_is_undone_too(solver, toy, generation):
+    data, upward = generation[1], TABLE.flip(0)
+    there = integrate(toy(), data, upward, solver)
+    back = invert(toy(), there.x, upward, solver=solver, companion=there.companion)
+    assert psnr(back, data) > 90
+    with pytest.raises(FlowError, match="falling"):
+        invert(toy(), there.x, upward, "naive", solver, companion=there.companion)
 
 
 def test_a_damaged_companion_is_told_from_a_bad_velocity(toy, noise_for):
