@@ -6,7 +6,7 @@ inverse/.
 """
 
 from .edit import flow_edit, toward_data, toward_noise
-from .errors import FlowError
+from .errors import FlowError, VelocityError
 from .guidance import apg, cfg_zero, guide, guided, plain, rescale, threshold, zero_start
 from .inverse import METHODS, InverseStep, Inversion, Method, Report, StepReport, inversion, invert, inverting
 from .metrics import Closeness, closeness
@@ -63,6 +63,7 @@ __all__ = [
     "StepReport",
     "Transition",
     "Velocity",
+    "VelocityError",
     "ab2",
     "apg",
     "bdia",

@@ -30,7 +30,7 @@ from .files import written
 from .given import checked
 from .guidance import PLAIN
 from .guided import GuidedVelocity, stepped, velocity_of
-from .invert import notes_of, way_back
+from .invert import check_method, notes_of, way_back
 from .noise import draw_noise, generators
 from .result import check_pictures
 from .settings import Settings
@@ -136,14 +136,14 @@ def check_edit(
     average: int = 1,
     accuracy: float | None = None,
 ) -> None:
-    """Refuse what an edit cannot do or would not look at, before anything is computed; arguments as `edit`.
+    """Refuse arguments of `edit` that are of another method than the one named, before anything is loaded.
 
     Raises:
-        SettingsError: no such method, or an argument that is another method's.
-        FlowError: a strength out of range.
+        SettingsError: no such method, an argument that is another method's, or a solver that draws noise.
+        FlowError: a strength or an accuracy out of range.
     """
     levels(source, method, strength)
-    if companion is not None and not undoes(method, strength):
+    if companion is not None and not reaches_noise(method, strength):
         raise SettingsError("a companion is of use to the method inversion at strength 1 only: leave it out")
     is_exact = method == "inversion" and companion is None and _inverse_of(source) == "exact"
     for name, of, is_given, fits in (
@@ -153,9 +153,13 @@ def check_edit(
     ):
         if is_given and not fits:
             raise SettingsError(f"{name} is of {of}, and this edit takes another way: leave it out")
+    if flow.SOLVERS[source.solver].stochastic:
+        raise SettingsError(f"{source.solver} draws noise at every step: an edit needs a solver without")
+    if accuracy is not None:
+        check_method(source, "exact", {"accuracy": accuracy})
 
 
-def undoes(method: str, strength: float) -> bool:
+def reaches_noise(method: str, strength: float) -> bool:
     """Whether an edit goes back all the way to the noise, so that a companion is of use."""
     return method == "inversion" and strength == 1
 
@@ -218,7 +222,7 @@ def _by_inversion(
     velocity = _velocity(pipe, target)
     steps = flow.SOLVERS[target.solver].run(velocity, noise, sigmas, **target.solver_options)
     notes = tuple(notes_of(pipe, report))
-    if companion is None and method == "naive":
+    if method == "naive":
         notes = (
             f"{source.solver} cannot be undone from its last state alone: its inverse is approximate",
             *notes,
@@ -258,9 +262,8 @@ def _checked(
         SettingsError: the data do not fit, a stochastic solver, or a target without a seed to draw from.
     """
     image, latents, source = checked(pipe, data, source)
-    for one in (source, target):
-        if flow.SOLVERS[one.solver].stochastic:
-            raise SettingsError(f"{one.solver} draws noise at every step: an edit needs a solver without")
+    if flow.SOLVERS[target.solver].stochastic:
+        raise SettingsError(f"{target.solver} draws noise at every step: an edit needs a solver without")
     if target.seed is None:
         raise SettingsError("the settings of an edit need a seed, from which some methods draw noise")
     target = pipe.complete(replace(target, width=source.width, height=source.height))

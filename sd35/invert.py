@@ -7,6 +7,7 @@ of the solver is approximate. Each is measured by itself, in the terms of `flow.
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,9 +104,10 @@ def invert(
         measure: draw again from the noise.
         progress: show a bar.
     """
+    companion = companion if undoes(method, companion) else None
     check_method(settings, method, options, companion)
-    check_refining(data, refine_steps)
     image, latents, settings = checked(pipe, data, settings)
+    check_refining(image is not None, refine_steps)
     if noise is not None:
         pipe.check_noise(noise, settings)
     velocity = velocity_of(pipe.mmdit, settings, pipe.encode_each(settings))
@@ -115,9 +117,7 @@ def invert(
     assert latents is not None
 
     sigmas = settings.sigmas
-    given = (
-        dict(settings.solver_options) if undoes(method, companion) else _options(settings, method, options)
-    )
+    given = dict(settings.solver_options) if companion is not None else _options(settings, method, options)
     found, report = way_back(
         velocity, latents, settings, sigmas, method, given, companion=companion, progress=progress
     )
@@ -149,21 +149,37 @@ def check_method(
     """Refuse a method that cannot invert a generation of these settings, before anything is computed.
 
     Raises:
-        SettingsError: options, where the generation is undone from its companion.
+        SettingsError: options, where the generation is undone from its companion, or no options of a method.
         FlowError: as `flow.inverting`, which checks all but the data before its first step.
     """
     if undoes(method, companion):
-        if options:
-            raise SettingsError(
-                "with its companion a generation is undone, which takes no options: leave out "
-                f"{', '.join(options)}, or name another method"
-            )
+        assert companion is not None
+        _check_undoing(settings, options or {}, companion)
         return
+    for name in options or ():
+        if name in signature(flow.inverting).parameters:
+            raise SettingsError(f"{name!r} is no option of a method: it is given by itself")
     options = _options(settings, method, options)
     flow.inverting(lambda x, sigma: x, torch.zeros(1, 1), settings.sigmas, method, settings.solver, **options)
 
 
-def check_refining(data: Tensor | Image.Image, steps: int) -> None:
+def _check_undoing(settings: Settings, options: Mapping[str, Any], companion: Companion) -> None:
+    """See that a companion is that of a generation of these settings, as far as they tell."""
+    if options:
+        raise SettingsError(
+            "with its companion a generation is undone, which takes no options: leave out "
+            f"{', '.join(options)}, or name another method"
+        )
+    given = {
+        "solver": settings.solver,
+        "options": dict(settings.solver_options),
+        "sigmas": settings.sigmas.float().tolist(),
+        "extra": field_of(settings),
+    }
+    companion.check({**companion.settings, **given})
+
+
+def check_refining(is_picture: bool, steps: int) -> None:
     """See that there is a picture where latents are to be refined.
 
     Raises:
@@ -171,7 +187,7 @@ def check_refining(data: Tensor | Image.Image, steps: int) -> None:
     """
     if steps < 0:
         raise SettingsError(f"refine_steps must be at least 0, got {steps}")
-    if steps and isinstance(data, Tensor) and (data.ndim != 4 or data.shape[1] != 3):
+    if steps and not is_picture:
         raise SettingsError(
             "these are latents already: only those of a picture can be refined; leave out refine_steps"
         )

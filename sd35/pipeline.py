@@ -19,7 +19,7 @@ from tqdm import tqdm
 from flow import SOLVERS, Companion
 from textenc.prompt import PromptLike, as_prompts
 
-from .editing import Control, Edited, EditMethod, aimed, edit, undoes
+from .editing import Control, Edited, EditMethod, aimed, edit, reaches_noise
 from .errors import SettingsError
 from .generation import Generation
 from .given import opened
@@ -199,7 +199,7 @@ class Pipeline(Model):
             NonFiniteError: a stage computed NaN or infinity.
         """
         given, of, companion, saved = opened(data, prompt, companion, settings)
-        if noise is None and isinstance(data, State):
+        if noise is None and of.seed is None and isinstance(data, State):
             noise = data.noise
         return invert(
             self,
@@ -259,7 +259,7 @@ class Pipeline(Model):
         if source_guidance_scale is not None:
             settings["guidance_scale"] = source_guidance_scale
         given, source, its, _ = opened(data, source_prompt, companion, settings)
-        if companion is None and undoes(method, strength):
+        if companion is None and reaches_noise(method, strength):
             companion = its  # the state's; other ways have no use for it
         return edit(
             self,

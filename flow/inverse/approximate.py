@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import FlowError, NotFiniteError
+from ..errors import FlowError, VelocityError
 from ..solvers.base import Velocity, evaluate, prepare
 from ..solvers.table import lookup
 from .report import InverseStep, StepReport
@@ -43,16 +43,14 @@ def naive(
     steps = lookup(solver).run(counted, data, sigmas.flip(0), **options)
 
     def inverse() -> Iterator[InverseStep]:
-        before, end = (
-            0,
-            len(sigmas) - 2,
-        )  # the solver counts upward steps, and they are numbered as the generation's
+        before = 0
+        end = len(sigmas) - 2  # solvers count upward here, and steps have the numbers of the generation
         try:
             for step in steps:
                 made, before = counted.since(before), counted.calls
                 report = StepReport(end - step.number, float(step.sigma_next), float(step.sigma), made)
                 yield InverseStep(step.x, report)
-        except NotFiniteError as error:
+        except VelocityError as error:
             raise error.at(end - error.number) from None
 
     return inverse()

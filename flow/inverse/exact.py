@@ -66,8 +66,8 @@ def exact(
 
     Raises:
         FlowError: a solver with memory or choices of its own; an accuracy below the rounding of the dtype, or
-            no finite number; and as in `euler`, but that a velocity which is not finite only where a sample's
-            search strayed ends that search, and is reported as a step that did not converge.
+            no finite number; and as in `euler`. That a velocity is not finite where a sample's search strayed
+            is no error: the sample is left at its best state, and its residual tells.
     """
     x, table = prepare(data, sigmas)
     if solver not in SLOPES:
@@ -86,24 +86,28 @@ def exact(
         raise FlowError(
             f"max_evaluations must be at least {cost}, one step of {solver}; got {max_evaluations}"
         )
-    return _inverse(velocity, solver, x, table, accuracy, cost, max_evaluations)
+    return _inverse(velocity, solver, x, table, accuracy, max_evaluations // cost)
 
 
 class _Trials(Counted):
-    """A velocity at the states of a search; at the first, of `cost` calls, it must be finite."""
+    """A velocity at the states of a search. At the first it must be finite, but for samples already lost."""
 
-    def __init__(self, velocity: Velocity, cost: int, data: Tensor) -> None:
+    def __init__(self, velocity: Velocity, lost: Tensor) -> None:
         super().__init__(velocity)
-        self.cost = cost
-        self.failed = torch.zeros(len(data), dtype=torch.bool)
+        self.is_first = True
+        self.lost = lost
+        self.failed = torch.zeros_like(lost)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Note the samples for which it is not finite later on, and pass on what can be computed with."""
+        """Note the samples for which it is not finite, and pass on what can be computed with."""
         v = super().__call__(x, sigma)
-        if self.calls <= self.cost or v.shape != x.shape:
+        if v.shape != x.shape:
             return v
         finite = v.flatten(1).isfinite().all(1)
-        self.failed |= ~finite.cpu()
+        failed = ~finite.cpu()
+        if self.is_first and (failed & ~self.lost).any():
+            return v
+        self.failed |= failed
         return v.where(per_sample(finite, v).bool(), 0)
 
 
@@ -113,26 +117,25 @@ def _inverse(
     data: Tensor,
     sigmas: Tensor,
     accuracy: float,
-    cost: int,
-    max_evaluations: int,
+    trials: int,
 ) -> Iterator[InverseStep]:
     slope, y = SLOPES[solver], as_float64(data)
+    lost = torch.zeros(len(data), dtype=torch.bool)  # samples that were given up in some step
     past: list[tuple[float, Tensor]] = []  # slopes of the last two steps inverted, and their sigmas
     for number in reversed(range(len(sigmas) - 1)):
         sigma, sigma_next = sigmas[number], sigmas[number + 1]
         h = float(sigma_next) - float(sigma)
-        trial = _Trials(velocity, cost, data)
+        trial = _Trials(velocity, lost)
 
         def mean_slope(x: Tensor, trial: _Trials = trial, number: int = number) -> Tensor:
             mean = as_float64(slope(trial, x.to(data), sigmas[number], sigmas[number + 1], number)[1])
+            trial.is_first = False
             return mean.masked_fill(per_sample(trial.failed, mean).bool(), math.nan)
 
         tolerance = accuracy * float(sigma) ** 1.5
-        found = solve_step(
-            mean_slope, y, h, _extrapolated(past, float(sigma)), tolerance, max_evaluations // cost
-        )
+        found = solve_step(mean_slope, y, h, _extrapolated(past, float(sigma)), tolerance, trials)
         past = [*past[-1:], (float(sigma), (y - found.x) / h)]
-        y = found.x
+        y, lost = found.x, lost | found.lost.cpu()
         report = StepReport(
             number,
             float(sigma),
@@ -160,6 +163,7 @@ class _Found:
     x: Tensor  # (B, *S)
     residual: Tensor  # (B,), the least that was measured
     stretch: Tensor  # (B,)
+    lost: Tensor  # (B,), bool: given up
 
 
 @dataclass
@@ -229,24 +233,26 @@ def solve_step(
     A sample is given up, and stays at that, where its residual runs away or `mean_slope` is NaN.
     """
     x, iterates = (y if guess is None else y - h * guess), _Iterates()
-    best, least = x, torch.full_like(y.flatten(1)[:, 0], math.inf)
+    best, best_image = x, x
+    least = torch.full_like(y.flatten(1)[:, 0], math.inf)
     lost = torch.zeros_like(least, dtype=torch.bool)
     stalled, mark = 0, math.inf
     for _ in range(trials):
         image = y - h * mean_slope(x)
         residual = (image - x).flatten(1).square().mean(1).sqrt()
         lost |= ~(residual <= RUNAWAY * least)  # as NaN is
+        is_better = per_sample(~lost & (residual < least), y).bool()
+        best, best_image = x.where(is_better, best), image.where(is_better, best_image)
+        least = torch.minimum(residual, least).where(~lost, least)
         given_up = per_sample(lost, y).bool()
-        x, image, residual = best.where(given_up, x), best.where(given_up, image), least.where(lost, residual)
-        iterates.add(x.flatten(1), image.flatten(1))
-        update = best.where(given_up, iterates.next().reshape(y.shape))
+        iterates.add(
+            *(one.flatten(1) for one in (best.where(given_up, x), best_image.where(given_up, image)))
+        )
+        x = best.where(given_up, iterates.next().reshape(y.shape))
         if (lost | (residual <= tolerance)).all():
-            return _Found(update, residual, iterates.stretch())
-        best = x.where(per_sample(residual < least, y).bool(), best)
-        least = torch.minimum(residual, least)
+            return _Found(x, residual.where(~lost, least), iterates.stretch(), lost)
         worst = float(least[~lost].max())
         stalled, mark = (0, worst) if worst < 0.9 * mark else (stalled + 1, mark)
         if stalled >= PATIENCE:
             break
-        x = update
-    return _Found(best, least, iterates.stretch())
+    return _Found(best, least, iterates.stretch(), lost)

@@ -66,8 +66,8 @@ def invert(
     """Find the noise that data were generated from. `inversion` returns how it went beside it.
 
     Only `exact` returns to the noise itself: from data of a reversible solver and their companion by undoing
-    it, from data of a one-step solver by solving each of its steps. METHODS says what the others do, which
-    take Euler's steps and have no use for a companion.
+    it, from data of a one-step solver by solving each of its steps. METHODS says what the others do; they
+    have no use for a companion.
 
     Args:
         velocity: that of the generation, called as velocity(x, sigma): same prompt, negative prompt and
@@ -86,7 +86,8 @@ def invert(
 
     Raises:
         FlowError: an unknown method, solver or option, a stochastic solver, a companion that is missing or
-            belongs to other settings, sigmas that do not fall, and what the method refuses.
+            belongs to other settings, sigmas that do not fall where nothing is undone, and what the method
+            refuses.
     """
     options |= {"companion": companion, "extra": extra}
     return inversion(velocity, data, sigmas, method, solver, **options).noise

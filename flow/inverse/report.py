@@ -13,9 +13,9 @@ class StepReport:
     number: int
     """Of the generation's step, 0 being the first from noise."""
     sigma: float
-    """The noisier end of the step, where the inversion arrived."""
+    """Where the generation's step began, and the inversion arrived: the noisier end, but for a way up."""
     sigma_next: float
-    """The end where it began."""
+    """Where the generation's step ended, and the inversion left."""
     evaluations: int
     """Calls of the velocity."""
     residual: tuple[float, ...] | None = None
@@ -89,9 +89,9 @@ class Report:
                 "the same data and may have been found; only a reversible solver returns for certain"
             )
         lines += [
-            f"sample {sample}: undone, it is {mismatch:.1e} from where a generation begins, and the noise is "
-            "wrong by about that much or more. The companion belongs to another velocity (other weights, "
-            "prompt, guidance, dtype or device), or rounding grew (half precision, leapfrog over many steps)"
+            f"sample {sample}: undone, it is {mismatch:.1e} from where a generation begins, and what was "
+            "found is wrong by about that much or more. The companion belongs to another velocity (other "
+            "weights, prompt, guidance, dtype or device), or rounding grew (half precision, many steps)"
             for step in self.steps
             if step.mismatch is not None and step.tolerance is not None
             for sample, mismatch in enumerate(step.mismatch)
@@ -124,7 +124,7 @@ class InverseStep(NamedTuple):
     """A step of an inversion, as it is taken."""
 
     x: Tensor
-    """(B, *S), the state at the noisier end of the step."""
+    """(B, *S), the state where the generation's step began."""
     report: StepReport
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import FlowError, NotFiniteError
+from ..errors import FlowError, VelocityError
 from ..precision import wide
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -92,13 +92,18 @@ def evaluate(velocity: Velocity, x: Tensor, sigma: Tensor, number: int) -> Tenso
         (B, *S), in the dtype of `x`.
 
     Raises:
-        FlowError: the answer has another shape, or is NaN or infinite somewhere.
+        VelocityError: the answer has another shape, or is NaN or infinite somewhere.
     """
     v = velocity(x, sigma.expand(len(x)))
     if v.shape != x.shape:
-        raise FlowError(f"velocity must return {tuple(x.shape)}, got {tuple(v.shape)} at step {number}")
+        raise VelocityError(f"velocity must return {tuple(x.shape)}, got {tuple(v.shape)}", number)
     if not torch.isfinite(v).all():
-        raise NotFiniteError(number, float(sigma), int((~v.isfinite()).sum()), v.numel(), v.dtype)
+        raise VelocityError(
+            "the velocity is not finite",
+            number,
+            f", sigma {float(sigma):.6g}: {int((~v.isfinite()).sum())} of {v.numel()} values, computed in "
+            f"{v.dtype}. Try a wider dtype, and check the weights and the inputs",
+        )
     return v.to(x.dtype)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from math import isfinite
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
@@ -113,13 +114,17 @@ def check_options(what: str, run: Callable[..., object], options: Mapping[str, o
             raise FlowError(f"option {name!r} of {what} must be {words}, got {value!r}")
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
 
 
 KINDS: Mapping[type, tuple[str, Callable[[object], bool]]] = MappingProxyType(
     {
-        int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+        int: ("a whole number", _is_whole),
         float: ("a finite number", _is_number),
         bool: ("true or false", lambda value: isinstance(value, bool)),
     }

@@ -80,13 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, load, edit and save; print the paths of the pictures."""
-    from ..editing import check_edit, edit, undoes
+    from ..editing import check_edit, edit, reaches_noise
     from ..result import check_pictures
 
     data, saved, companion, _ = read_input(args.input)
     source, target = settings_of(args, saved)
     check_pictures(args.output, source.images, overwrite=args.overwrite, bits=args.bits)
-    if not undoes(args.method, args.strength) or source != saved:
+    if not reaches_noise(args.method, args.strength) or source != saved:
         companion = None
     options = {"control": control_of(args), "average": args.average, "accuracy": args.accuracy}
     check_edit(source, args.method, args.strength, companion, **options)  # before anything is loaded

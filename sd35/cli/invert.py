@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..settings import Settings
 
+IMAGE_CHANNELS = 3
 SUMMARY = "find the noise that a picture was drawn from"
 
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.accuracy is not None and (args.method != "exact" or undoing):
         raise SettingsError("--accuracy is of the exact method, and another way is taken here: leave it out")
     check_method(settings, args.method, options, companion)
-    check_refining(data, args.refine_steps)
+    check_refining(data.shape[1] == IMAGE_CHANNELS, args.refine_steps)
     # Undoing repeats the very velocities of the generation; everything else is better off in float32.
     pipe = load_pipeline(args, settings, dtype=None if undoing else "float32")
     inverted = invert(
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         method=args.method,
         options=options,
         companion=companion,
-        noise=noise,
+        noise=noise if settings.seed is None else None,
         refine_steps=args.refine_steps,
         measure=not args.no_measure,
         progress=sys.stderr.isatty(),

@@ -91,6 +91,14 @@ def test_what_would_not_be_looked_at_is_refused_before_work(pipe, result, monkey
         pipe.invert(made.state(), method_options={"accuracy": 1e-3})
     with pytest.raises(flow.FlowError, match="no method 'guess'"):
         pipe.invert(made.state(), method="guess")
+    with pytest.raises(flow.FlowError, match=r'another generation: .*solver: "reversible_heun" in the comp'):
+        pipe.invert(made.state(), solver="bdia")
+    with pytest.raises(flow.FlowError, match=r"another generation: .*sigmas: "):
+        pipe.invert(made.state(), steps=9)
+    with pytest.raises(SettingsError, match="'solver' is no option of a method"):
+        pipe.invert(result.state(), method_options={"solver": "heun"})
+    with pytest.raises(SettingsError, match="expected pictures"):
+        pipe.invert(result.image[0], "a red circle", refine_steps=2, **FIELD)
 
 
 def test_a_reversible_generation_can_be_inverted_naively_too(pipe) -> None:
@@ -98,6 +106,8 @@ def test_a_reversible_generation_can_be_inverted_naively_too(pipe) -> None:
     undone, naive = pipe.invert(state), pipe.invert(state, method="naive")
     assert (undone.report.method, naive.report.method) == ("undo", "naive")
     assert naive.losses["noise"].total_psnr < undone.losses["noise"].total_psnr - 20
+    upward = pipe.invert(state, method="naive", solver="heun")
+    assert (upward.report.method, upward.report.solver) == ("naive", "heun")
 
 
 def test_a_state_keeps_noise_that_was_given(pipe, result, tmp_path) -> None:

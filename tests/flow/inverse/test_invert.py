@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,6 +188,7 @@ def test_steps_are_seen_as_they_are_taken(toy, generation):
         ({"method": "fixed_point", "average": 1}, "'average' .* must be true or false, got 1"),
         ({"method": "naive", "solver": "dopri5", "rtol": float("inf")}, "'rtol' .* must be a finite number"),
         ({"max_evaluations": 0}, "at least 1"),
+        ({"max_evaluations": np.int64(0)}, "at least 1"),
         ({"method": "fixed_point", "iterations": 0}, "at least 1"),
         ({"method": "fixed_point", "iterations": 1, "average": True}, "at least 2"),
         ({"sigmas": TABLE.flip(0)}, "falling"),
@@ -234,15 +236,16 @@ def test_nan_on_the_way_names_step_and_sigma(toy, generation):
 
 
 @pytest.mark.parametrize("hard", [lambda x: 40 * x**2, lambda x: 1e3 * x**3, lambda x: torch.exp(9 * x)])
-@pytest.mark.parametrize("solver", ["euler", "heun"])
-def test_a_sample_without_a_beginning_is_given_up_and_spoils_no_other(hard, solver):
+@pytest.mark.parametrize("solver", ["euler", "heun", "rk4"])
+@pytest.mark.parametrize("end", [2.0, 4.0, 8.0])
+def test_a_sample_without_a_beginning_is_given_up_and_spoils_no_other(hard, solver, end):
     def velocity(x, sigma):
         return torch.cat([torch.sin(x[:1]), hard(x[1:])])
 
     table = sigmas(6)
     noise = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
     data = solve(lambda x, sigma: torch.sin(x), noise, table, solver)
-    found = inversion(velocity, torch.cat([data, torch.full((1, 8), 2.0)]), table, solver=solver)
+    found = inversion(velocity, torch.cat([data, torch.full((1, 8), end)]), table, solver=solver)
     assert closeness(found.noise[:1], noise, 8.0).total_psnr > 80
     assert found.noise.isfinite().all()
     assert found.report.problems

@@ -42,6 +42,12 @@ def test_nothing_is_written_on_a_mistake(drawn, model_folder, tmp_path, capsys) 
     mistakes = {
         "carries no settings: say with --source-prompt what is in it": [str(plain), "b"],
         "method must be one of": [str(drawn / "picture.png"), "b", "--method", "wish"],
+        "is of rf_inversion, and this edit takes": [str(drawn / "picture.png"), "b", "--gamma", "0.2"],
+        "average is of flow_edit": [str(drawn / "picture.png"), "b", "--average", "2"],
+        "accuracy must be at least": [
+            *(str(drawn / "picture.png"), "b"),
+            *("--solver", "euler", "--accuracy", "0"),
+        ],
         "no picture": [str(tmp_path / "absent.png"), "b"],
     }
     for message, arguments in mistakes.items():
