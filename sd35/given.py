@@ -90,8 +90,9 @@ def differences(saved: Settings, settings: Settings, noise: Closeness | None = N
     ]
     made = {name: (saved.made_with.get(name), settings.made_with.get(name)) for name in ENCODERS}
     lines += [
-        f"{name.replace('_', ' ')}: {was or 'none'} when the picture was drawn, {now or 'none'} here. Unless "
-        "these are the same weights, that is another flow"
+        f"{name.replace('_', ' ')}: {was or 'none'} when the picture was drawn, {now or 'none'} here. "
+        + ("That" if name == "t5" else "Unless these are the same weights, that")
+        + " is another flow"
         for name, (was, now) in {"model": (saved.model, settings.model), **made}.items()
         if was != now
     ]

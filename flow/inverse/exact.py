@@ -245,9 +245,8 @@ def solve_step(
         best, best_image = x.where(is_better, best), image.where(is_better, best_image)
         least = torch.minimum(residual, least).where(~lost, least)
         given_up = per_sample(lost, y).bool()
-        iterates.add(
-            *(one.flatten(1) for one in (best.where(given_up, x), best_image.where(given_up, image)))
-        )
+        x, image = best.where(given_up, x), best_image.where(given_up, image)
+        iterates.add(x.flatten(1), image.flatten(1))
         x = best.where(given_up, iterates.next().reshape(y.shape))
         if (lost | (residual <= tolerance)).all():
             return _Found(x, residual.where(~lost, least), iterates.stretch(), lost)
