@@ -60,7 +60,7 @@ def dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
 
     That is the time of a variance-exploding diffusion, not of a rectified flow (`flow_dpmpp_2m` has the
     flow's own), and the last step but one of the reference tables extrapolates by more than 3 in it, so that
-    it ends farther from the solution of the ODE than Euler does. It is here because SD3.5-medium and -large
+    it often ends farther from the solution of the ODE than Euler. It is here because SD3.5-medium and -large
     are sampled with it by default.
     """
     return _data_prediction(lambda sigma: -_log(sigma), velocity, x, sigmas)
