@@ -259,11 +259,9 @@ def _checked(
     """The latents of the data, and both settings, complete.
 
     Raises:
-        SettingsError: the data do not fit, a stochastic solver, or a target without a seed to draw from.
+        SettingsError: the data do not fit, or a target without a seed to draw from.
     """
     image, latents, source = checked(pipe, data, source)
-    if flow.SOLVERS[target.solver].stochastic:
-        raise SettingsError(f"{target.solver} draws noise at every step: an edit needs a solver without")
     if target.seed is None:
         raise SettingsError("the settings of an edit need a seed, from which some methods draw noise")
     target = pipe.complete(replace(target, width=source.width, height=source.height))
