@@ -112,12 +112,7 @@ class _Trials(Counted):
 
 
 def _inverse(
-    velocity: Velocity,
-    solver: str,
-    data: Tensor,
-    sigmas: Tensor,
-    accuracy: float,
-    trials: int,
+    velocity: Velocity, solver: str, data: Tensor, sigmas: Tensor, accuracy: float, trials: int
 ) -> Iterator[InverseStep]:
     slope, y = SLOPES[solver], as_float64(data)
     lost = torch.zeros(len(data), dtype=torch.bool)  # samples that were given up in some step

@@ -91,7 +91,8 @@ class Report:
         lines += [
             f"sample {sample}: undone, it is {mismatch:.1e} from where a generation begins, and what was "
             "found is wrong by about that much or more. The companion belongs to another velocity (other "
-            "weights, prompt, guidance, dtype or device), or rounding grew (half precision, many steps)"
+            "weights, prompt, guidance, dtype or device), or rounding grew (half precision, leapfrog over "
+            "many steps)"
             for step in self.steps
             if step.mismatch is not None and step.tolerance is not None
             for sample, mismatch in enumerate(step.mismatch)
