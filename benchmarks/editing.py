@@ -24,7 +24,7 @@ from PIL import Image
 
 import sd35
 from sd35.device import as_device
-from sd35.train.captions import parse
+from sd35.tiny.captions import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("circle", "square", "triangle", "star", "cross", "ring")

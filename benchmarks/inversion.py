@@ -25,7 +25,7 @@ import flow
 import sd35
 from sd35.device import as_device, as_dtype
 from sd35.noise import draw_noise, generators
-from sd35.train.captions import held_out_prompts
+from sd35.tiny.captions import held_out_prompts
 from vae.image import to_uint8
 from vae.refine import refine
 

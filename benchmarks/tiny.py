@@ -20,11 +20,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import sd35
-from sd35.train.autoencoder import pictures, pictures_of, psnr
-from sd35.train.captions import caption, held_out_prompts, parse
-from sd35.train.fit import seeded
-from sd35.train.scenes import training_scene
-from sd35.train.transformer import FINISH
+from sd35.tiny.autoencoder import pictures, pictures_of, psnr
+from sd35.tiny.captions import caption, held_out_prompts, parse
+from sd35.tiny.fit import seeded
+from sd35.tiny.scenes import training_scene
+from sd35.tiny.transformer import FINISH
 from vae.image import to_pil
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -190,7 +190,7 @@ def test_a_wrong_import_would_show(path, source):
         ("mmdit/model.py", "from .blocks import AdaLN\nimport torch.nn.functional as F\nimport math"),
         ("flow/solvers/table.py", "from ..path import noised\nfrom .base import Solver"),
         ("weights/load.py", "from vae import VAE"),
-        ("sd35/train/tiny.py", "import flow.schedule\nfrom ..files import write"),
+        ("sd35/tiny/recipe.py", "import flow.schedule\nfrom ..files import write"),
     ],
 )
 def test_a_right_import_would_not(path, source):

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train."""
     from ..device import as_device
-    from ..train.tiny import train
+    from ..tiny.recipe import train
 
     train(args.output, seed=args.seed, device=str(as_device(args.device)))
     return 0

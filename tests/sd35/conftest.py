@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdit import MMDiT, MMDiTConfig
 from sd35 import Pipeline, load
-from sd35.train.vocabulary import Tokenizers, write_tokenizers
+from sd35.tiny.vocabulary import Tokenizers, write_tokenizers
 from textenc import CLIP, T5, CLIPConfig, T5Config
 from vae import VAE, VAEConfig
 

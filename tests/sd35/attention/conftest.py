@@ -6,7 +6,7 @@ import torch
 from mmdit import MMDiT, MMDiTConfig
 from sd35.pipeline import Pipeline
 from sd35.size import Size
-from sd35.train.vocabulary import write_tokenizers
+from sd35.tiny.vocabulary import write_tokenizers
 from textenc import CLIP, T5, CLIPConfig, CLIPTokenizer, T5Config, T5Tokenizer, TextEncoder
 from vae import VAE, VAEConfig
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sd35
 from sd35.attention import AttentionMaps, attention_maps, heat_share
-from sd35.train.scenes import COLOURS, KINDS
+from sd35.tiny.scenes import COLOURS, KINDS
 
 WEIGHTS = Path(sd35.__file__).resolve().parents[1] / "weights" / "tiny"
 PROMPTS, STEPS = 50, 8

@@ -4,10 +4,10 @@ from pathlib import Path
 
 
 def test_options_reach_the_training(sd35, monkeypatch, tmp_path) -> None:
-    from sd35.train import tiny
+    from sd35.tiny import recipe
 
     calls = []
-    monkeypatch.setattr(tiny, "train", lambda output, **options: calls.append((output, options)))
+    monkeypatch.setattr(recipe, "train", lambda output, **options: calls.append((output, options)))
     assert sd35("train", "tiny", "--output", tmp_path, "--seed", "3") == (0, "", "")
     assert calls == [(Path(tmp_path), {"seed": 3, "device": "cpu"})]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sd35.train.scenes import (
+from sd35.tiny.scenes import (
     BACKGROUNDS,
     COLOURS,
     KINDS,

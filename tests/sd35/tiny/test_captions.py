@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sd35.train.captions import Claim, ShapeClaim, caption, held_out_prompts, parse
-from sd35.train.scenes import Scene, Shape, is_held_out, random_scene, training_scene
+from sd35.tiny.captions import Claim, ShapeClaim, caption, held_out_prompts, parse
+from sd35.tiny.scenes import Scene, Shape, is_held_out, random_scene, training_scene
 
 
 def is_true(claim: Claim, scene: Scene) -> bool:

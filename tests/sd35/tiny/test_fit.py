@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sd35 import SettingsError
-from sd35.train.fit import Plan, fit, seeded
+from sd35.tiny.fit import Plan, fit, seeded
 
 PLAN = Plan(steps=12, learning_rate=1e-2, warmup=3, ema=0.9, save_every=4)
 
@@ -107,7 +107,7 @@ def test_a_stop_while_the_state_is_written_leaves_the_one_before(tmp_path: Path,
     state = tmp_path / "state.safetensors"
     linear = model()
     with monkeypatch.context() as patch:
-        patch.setattr("sd35.train.fit.save_file", cut)
+        patch.setattr("sd35.tiny.fit.save_file", cut)
         with pytest.raises(KeyboardInterrupt):
             fit(linear, loss_of(linear), PLAN, state, seed=0, label="test")
     assert list(tmp_path.iterdir()) == [state]

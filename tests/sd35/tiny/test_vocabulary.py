@@ -6,9 +6,9 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from sd35.train.captions import caption
-from sd35.train.scenes import random_scene
-from sd35.train.vocabulary import Tokenizers, byte_symbols, learn_merges, words, write_tokenizers
+from sd35.tiny.captions import caption
+from sd35.tiny.scenes import random_scene
+from sd35.tiny.vocabulary import Tokenizers, byte_symbols, learn_merges, words, write_tokenizers
 from textenc.tokenizer import CLIPTokenizer, T5Tokenizer
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sd35.train import transformer
-from sd35.train.fit import seeded
-from sd35.train.transformer import ExplicitAttention, Painter, encoded_scenes, is_hidden
+from sd35.tiny import transformer
+from sd35.tiny.fit import seeded
+from sd35.tiny.transformer import ExplicitAttention, Painter, encoded_scenes, is_hidden
 from vae import VAE, VAEConfig
 
 
@@ -66,7 +66,7 @@ def test_latents_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> No
     path = tmp_path / "latents.safetensors"
     options = {"jitter": 0.25, "seed": 0, "device": torch.device("cpu")}
     with monkeypatch.context() as patch:
-        patch.setattr("sd35.train.fit.save_file", cut)
+        patch.setattr("sd35.tiny.fit.save_file", cut)
         with pytest.raises(KeyboardInterrupt):
             encoded_scenes(vae, path, **options)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sd35 import SettingsError
-from sd35.train import tiny
+from sd35.tiny import recipe
 
 WRITTEN = [
     "sd3.5_tiny.safetensors",
@@ -34,7 +34,9 @@ def stages(monkeypatch) -> list[str]:
     results = {"train_joint": vae, "train_decoder": vae}
     results["train_painter"] = SimpleNamespace(**{name: nn.Linear(2, 2) for name in names})
     for name, result in results.items():
-        monkeypatch.setattr(tiny, name, lambda *_, name=name, result=result, **__: ran.append(name) or result)
+        monkeypatch.setattr(
+            recipe, name, lambda *_, name=name, result=result, **__: ran.append(name) or result
+        )
     return ran
 
 
@@ -46,7 +48,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_goes_on_in_its_own_folder_and_ends_alike(tmp_path: Path, stages) -> None:
     output = tmp_path / "new" / "model"
-    tiny.train(output)
+    recipe.train(output)
     first = files(output)
     assert sorted(first) == WRITTEN
     assert stages == ["train_joint", "train_painter", "train_decoder"]
@@ -57,7 +59,7 @@ def test_a_run_goes_on_in_its_own_folder_and_ends_alike(tmp_path: Path, stages) 
         for part in ("model.diffusion_model", "first_stage_model")
         for name in ("weight", "bias")
     }
-    tiny.train(output)
+    recipe.train(output)
     assert files(output) == first
 
 
@@ -66,7 +68,7 @@ def test_a_model_that_no_run_made_there_is_left_alone(tmp_path: Path, stages, ke
     (tmp_path / kept).parent.mkdir(exist_ok=True)
     (tmp_path / kept).write_bytes(b"mine")
     with pytest.raises(FileExistsError, match="exists and was not made by a training in"):
-        tiny.train(tmp_path)
+        recipe.train(tmp_path)
     assert files(tmp_path) == {kept: b"mine"}
     assert stages == []
 
@@ -74,11 +76,11 @@ def test_a_model_that_no_run_made_there_is_left_alone(tmp_path: Path, stages, ke
 def test_a_torch_without_muon_is_refused_before_anything(tmp_path: Path, stages, monkeypatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(SettingsError, match=r"Muon of torch 2\.9; this is torch"):
-        tiny.train(tmp_path / "new")
+        recipe.train(tmp_path / "new")
     assert (stages, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_other_files_are_no_reason_to_refuse(tmp_path: Path, stages) -> None:
     (tmp_path / "train.log").write_bytes(b"")
-    tiny.train(tmp_path)
+    recipe.train(tmp_path)
     assert sorted(files(tmp_path)) == sorted(["train.log", *WRITTEN])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from sd35.train import autoencoder
-from sd35.train.autoencoder import CONFIG, crops, normalise, pictures, psnr, train_decoder
-from sd35.train.colours import colour_passing_vae
-from sd35.train.fit import Plan, seeded
+from sd35.tiny import autoencoder
+from sd35.tiny.autoencoder import CONFIG, crops, normalise, pictures, psnr, train_decoder
+from sd35.tiny.colours import colour_passing_vae
+from sd35.tiny.fit import Plan, seeded
 from vae import VAE, VAEConfig
 
 CPU = torch.device("cpu")
