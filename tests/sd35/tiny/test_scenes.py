@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sd35.tiny.painting import draw, paint, table_of
 from sd35.tiny.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -15,7 +16,6 @@ from sd35.tiny.scenes import (
     Scene,
     Shape,
     are_distinct,
-    draw,
     is_held_out,
     random_scene,
     training_scene,
