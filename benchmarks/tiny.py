@@ -178,7 +178,9 @@ def draw_hundred(pictures: torch.Tensor, verdicts: Sequence[list[str]], path: Pa
     side, gap = pictures.shape[-1], 4
     sheet = Image.new("RGB", (10 * (side + gap) + gap, 10 * (side + gap) + gap), "white")
     painter = ImageDraw.Draw(sheet)
-    for index, (picture, wrong) in enumerate(zip(pictures.movedim(1, 3).numpy()[:100], verdicts, strict=False)):
+    for index, (picture, wrong) in enumerate(
+        zip(pictures.movedim(1, 3).numpy()[:100], verdicts, strict=False)
+    ):
         x, y = (gap + place * (side + gap) for place in (index % 10, index // 10))
         sheet.paste(Image.fromarray(picture), (x, y))
         if wrong:
@@ -203,7 +205,9 @@ def main() -> None:
     )
     parser.add_argument("--model", "-m", default="tiny")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prompts", type=int, default=300, help="of one and of two shapes each (default 300)")
+    parser.add_argument(
+        "--prompts", type=int, default=300, help="of one and of two shapes each (default 300)"
+    )
     parser.add_argument("--batch", type=int, default=100, help="pictures drawn together (default 100)")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--guidance-scale", type=float, nargs="+", default=[4.5, 2.5])

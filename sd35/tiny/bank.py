@@ -6,14 +6,15 @@ and what they send is all that training needs: a table of scenes, and the captio
 
 import multiprocessing
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .captions import caption
 from .fit import seeded
@@ -53,7 +54,15 @@ class Bank:
     def fill(self, scenes: int = 0) -> None:
         """Take in what has arrived, and wait until there are at least so many scenes, or all of them."""
         while self.waiting and (len(self) < scenes or self.waiting[0].done()):
-            table, clip, t5 = (torch.from_numpy(part) for part in self.waiting.pop(0).result())
+            try:
+                table, clip, t5 = (torch.from_numpy(part) for part in self.waiting.pop(0).result())
+            except BrokenProcessPool:
+                if not len(self):
+                    raise
+                # A worker was killed, for want of memory perhaps. What has arrived is enough to go on with.
+                warnings.warn(f"drawing of captions ended early, with {len(self)} scenes", stacklevel=2)
+                self.waiting.clear()
+                return
             rows = slice(len(self), len(self) + len(table))
             self.tables[rows], self.clip[rows], self.t5[rows] = (
                 part.to(self.tables.device, non_blocking=True) for part in (table, clip, t5)
@@ -85,7 +94,11 @@ def draw_chunk(seed: int, number: int, tokenizers: Path) -> Chunk:
     texts: list[str] = []
     for _ in range(CHUNK):
         is_usual = bool(torch.rand((), generator=generator) < USUAL)
-        scene = usual_scene(generator) if is_usual else training_scene(generator, shapes=choose((1, 2), generator))
+        scene = (
+            usual_scene(generator)
+            if is_usual
+            else training_scene(generator, shapes=choose((1, 2), generator))
+        )
         brief = torch.rand(CAPTIONS, generator=generator) < BRIEF[is_usual]
         scenes.append(scene)
         texts += [caption(scene, generator, brief=one) for one in brief.tolist()]

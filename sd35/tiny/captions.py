@@ -89,9 +89,7 @@ class Claim:
     relation: str | None = None
 
 
-def caption(
-    scene: Scene, generator: torch.Generator, *, complete: bool = False, brief: bool = False
-) -> str:
+def caption(scene: Scene, generator: torch.Generator, *, complete: bool = False, brief: bool = False) -> str:
     """Put a scene into words, in one of many ways.
 
     Args:
@@ -191,9 +189,7 @@ def _unsaid(
     return value in chances and _happens(chances[value][brief], generator)
 
 
-def _noun(
-    shape: Shape, generator: torch.Generator, *, size: bool, colour: bool, twice: bool = False
-) -> str:
+def _noun(shape: Shape, generator: torch.Generator, *, size: bool, colour: bool, twice: bool = False) -> str:
     """Article (or "two"), size, colour and kind, the two in the middle where they are to be said."""
     kind = _word(KIND_WORDS, shape.kind, generator)
     words = [plural(kind) if twice else kind]
@@ -220,7 +216,7 @@ def _one(scene: Scene, generator: torch.Generator, complete: bool, brief: bool) 
 
 
 def _two(scene: Scene, generator: torch.Generator, complete: bool, brief: bool) -> str:
-    first, second = scene.shapes
+    first = scene.shapes[0]
     if scene.are_twins():
         size = not _unsaid(UNSAID_PAIR_SIZE, first.size, brief, generator)
         colour = complete or not _happens(UNSAID_COLOUR[brief], generator)

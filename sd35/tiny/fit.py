@@ -25,6 +25,7 @@ class Plan:
     """How fast a stage trains."""
 
     learning_rate: float
+    muon: float = 1.0  # Muon's learning rate, as a share of that
     warmup: float = 0.03  # share of its time over which the learning rate rises
     decay: float = 0.4  # the last share of its time, over which it falls to 0
     ema: float = 0.998  # the average that is kept moves 1 - ema of the way each step
@@ -83,7 +84,7 @@ class Trainer:
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.step()
-        self.muon.step(rate)
+        self.muon.step(self.plan.muon * rate)
         torch._foreach_copy_(self.copies, self.parameters)
         self.steps += 1
         ema = min(self.plan.ema, self.steps / (self.steps + 10))

@@ -1,6 +1,6 @@
-"""The embedded model in minutes on a card, within limits on files: from the repository's root, without installation,
+"""The embedded model in minutes on a card, from the repository's root and without installation.
 
-    python -m sd35.tiny.gpu --minutes 8 --output FOLDER      # train; writes pieces below 16 MB each, and a log
+    python -m sd35.tiny.gpu --minutes 8 --output FOLDER      # train; writes pieces below 16 MB, and a log
     python -m sd35.tiny.gpu --join FOLDER -o weights/tiny    # put the pieces together
 
 `sd35 train tiny` is the same training for who has no such limits.

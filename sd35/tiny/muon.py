@@ -47,7 +47,7 @@ class Muon:
 def orthogonal(matrices: Tensor) -> Tensor:
     """Newton-Schulz: (n, rows ≤ columns) with all singular values brought near 1, in bfloat16.
 
-        X ← a X + (b A + c A²) X,   A = X Xᵀ
+    X ← a X + (b A + c A²) X,   A = X Xᵀ
     """
     a, b, c = COEFFICIENTS
     x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-12)).bfloat16()

@@ -56,7 +56,7 @@ class Painter(nn.Module):
 
 
 def _clip(clip: CLIP, ids: Tensor) -> CLIPOutput:
-    """What the encoder's own forward gives, but for its look at the ids, for which a card would have to stop."""
+    """What the encoder's own forward gives, without its look at the ids, for which a card would wait."""
     penultimate, last = clip.text_model(ids)
     pooled = last[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)]
     if clip.config.projection_dim is not None:

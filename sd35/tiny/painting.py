@@ -59,7 +59,7 @@ def draw(
 
     Args:
         scenes: what to paint, B of them.
-        generator: where jitter and grain come from; a CPU generator, so that a picture is the same everywhere.
+        generator: where jitter and grain come from; one on the CPU gives the same picture everywhere.
         size: pixels of a side, S.
         jitter: how far off, as a share of POSITION_JITTER and SIZE_JITTER; 0 is exactly in place.
         grain: how much of it, as a share of GRAIN; 0 is flat paint.

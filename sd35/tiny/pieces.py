@@ -30,7 +30,9 @@ FILES = {
 
 def half(painter: Painter, vae: VAE) -> dict[str, Tensor]:
     """All weights in float16 on the CPU, each under its part's name, a slash, and its own."""
-    parts: dict[str, nn.Module] = {name: getattr(painter, name) for name in ("mmdit", "clip_l", "clip_g", "t5")}
+    parts: dict[str, nn.Module] = {
+        name: getattr(painter, name) for name in ("mmdit", "clip_l", "clip_g", "t5")
+    }
     parts["vae"] = vae
     return {
         f"{part}/{name}": tensor.detach().half().cpu()
@@ -63,7 +65,9 @@ def read_pieces(folder: Path) -> dict[str, Tensor]:
     """
     paths = sorted(folder.glob("piece_*.safetensors"))
     if not paths:
-        raise SettingsError(f"{folder} holds no piece_1.safetensors: name the folder that a training wrote to")
+        raise SettingsError(
+            f"{folder} holds no piece_1.safetensors: name the folder that a training wrote to"
+        )
     tensors: dict[str, Tensor] = {}
     for path in paths:
         tensors |= load_file(path)
@@ -71,7 +75,7 @@ def read_pieces(folder: Path) -> dict[str, Tensor]:
 
 
 def join(folder: Path, output: Path) -> None:
-    """Write the model that lies in pieces in `folder` to `output`, in the official layout, with tokenizers."""
+    """Write the model that lies in pieces in `folder` to `output`, in the official layout."""
     write_model(read_pieces(folder), output)
 
 

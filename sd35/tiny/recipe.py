@@ -15,13 +15,12 @@ import torch
 
 from vae import VAE
 
-from ..errors import SettingsError
 from .autoencoder import train_autoencoder
 from .bank import filling
 from .fit import Run, Trainer, seeded
 from .painter import Painter
 from .pieces import built, half, join, read_pieces, write_pieces
-from .transformer import train_painter
+from .transformer import PLAN, RESUMED, train_painter
 from .vocabulary import Tokenizers, write_tokenizers
 
 STATE = "training"  # the folder of a run, in the folder of its model
@@ -123,7 +122,9 @@ def train_pieces(
         scenes, workers = sizes.scenes, sizes.workers
         with filling(scenes, Path(temporary), seed=seed, workers=workers, device=where) as bank:
             torch.backends.cudnn.benchmark = on_card
-            run.say(f"torch {torch.__version__} on {torch.cuda.get_device_name() if on_card else 'a processor'}")
+            run.say(
+                f"torch {torch.__version__} on {torch.cuda.get_device_name() if on_card else 'a processor'}"
+            )
             painter, vae = start or (Painter(tokenizers.clip_size, tokenizers.t5_size, seeded(seed, 4)), None)
             progress = Progress(painter.to(where), vae, folder)
             run.save = progress.write
@@ -147,6 +148,7 @@ def train_pieces(
                 vae,
                 bank,
                 tokenizers,
+                plan=PLAN if start is None else RESUMED,
                 batch=sizes.captions,
                 fill=sizes.fill,
                 renew=sizes.renew,
@@ -176,5 +178,7 @@ def is_warm(warming: subprocess.Popen[bytes], folder: Path, run: Run) -> bool:
         warming.kill()
         warming.wait()
     lines = (folder / WARM_LOG).read_text(errors="replace").strip().splitlines()[-4:]
-    run.say(f"compiling ahead ended with {'no end in sight' if status is None else status}: {' | '.join(lines)}")
+    run.say(
+        f"compiling ahead ended with {'no end in sight' if status is None else status}: {' | '.join(lines)}"
+    )
     return status == 0

@@ -25,6 +25,7 @@ from .painting import paint_at_random
 from .vocabulary import Tokenizers
 
 PLAN = Plan(learning_rate=2e-3, warmup=0.03, decay=0.4, ema=0.998)
+RESUMED = Plan(learning_rate=1e-3, warmup=0.05, decay=0.8, ema=0.998)  # of one that has learnt already
 JITTER = 0.25  # an edge is encoded anew at each offset from the latents' cells: few are learnt exactly
 DROP = 0.1  # of the captions, for guidance; and of each encoder by itself, so that one may be missing
 
@@ -83,6 +84,7 @@ def train_painter(
     bank: Bank,
     tokenizers: Tokenizers,
     *,
+    plan: Plan,
     batch: int,
     fill: int,
     renew: int,
@@ -99,6 +101,7 @@ def train_painter(
         vae: whose latents it learns.
         bank: scenes and captions.
         tokenizers: those that the bank's captions were read with.
+        plan: PLAN, or RESUMED.
         batch: captions of a step.
         fill: pictures that are encoded before the first step.
         renew: pictures that are encoded anew, for each step.
@@ -115,7 +118,7 @@ def train_painter(
         latents.renew(256)
     run.say(f"{latents.filled} pictures encoded, {len(bank)} scenes with {CAPTIONS} captions each drawn")
 
-    trainer = Trainer(painter, PLAN, is_hidden)
+    trainer = Trainer(painter, plan, is_hidden)
     watch(trainer)
     worker = trainer.worker
     assert isinstance(worker, Painter)
@@ -174,7 +177,11 @@ def half_encoder(vae: VAE) -> Callable[[Tensor], Tensor]:
 
 
 def draw_batch(
-    latents: Latents, tokenizers: Tokenizers, number: int, lengths: tuple[int, int], generator: torch.Generator
+    latents: Latents,
+    tokenizers: Tokenizers,
+    number: int,
+    lengths: tuple[int, int],
+    generator: torch.Generator,
 ) -> Batch:
     """Latents with captions, noise and noise levels."""
     device, bank = generator.device, latents.bank
@@ -184,7 +191,7 @@ def draw_batch(
     dropped = torch.rand(number, **chance) < DROP
     ids = padded_ids(bank.clip[rows, which], bank.t5[rows, which], dropped, tokenizers, lengths)
     data = latents.values[rows].float()
-    # The posterior's noise: the autoencoder was taught to keep it in a picture, and so a flow may make use of it.
+    # The posterior's noise, which the autoencoder was taught to keep in a picture.
     data = data + NOISE * torch.randn(data.shape, **chance)
     first = max(1, int(FIRST_SHARE * number))
     half = (number - first) // 2

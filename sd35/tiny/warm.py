@@ -1,6 +1,6 @@
 """Compiles the transformer's blocks for the lengths that training uses, so that training finds them compiled.
 
-    python -m sd35.tiny.warm 1024
+python -m sd35.tiny.warm 1024
 """
 
 import sys
