@@ -27,8 +27,8 @@ from .scenes import training_scene
 # No level has fewer than 96 channels. The norms have 32 groups; over a flat colour, a group of one
 # channel is normed to 0 and a group of two to ±1, whatever the colour is. Three channels can tell it.
 CONFIG = VAEConfig(channels=(96, 96, 128, 128), num_res_blocks=1, latent_channels=16)
-JOINT = Plan(learning_rate=7e-4, muon=3.0, warmup=0.05, decay=0.4, ema=0.995)
-DECODER = Plan(learning_rate=5e-4, muon=3.0, warmup=0.02, decay=0.9, ema=0.995)
+JOINT = Plan(learning_rate=7e-4, muon=2.0, warmup=0.05, decay=0.4, ema=0.995)
+DECODER = Plan(learning_rate=5e-4, muon=2.0, warmup=0.02, decay=0.9, ema=0.995)
 JOINT_SHARE = 0.68  # of the time for both stages
 JITTERS = (0.25, 1.0)  # of the pictures, in turn: what the transformer draws, and anywhere
 NOISE = (

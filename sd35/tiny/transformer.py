@@ -115,7 +115,7 @@ def train_painter(
     latents = Latents(bank, half_encoder(vae), generator)
     bank.fill(batch)
     while latents.filled < min(fill, len(bank)):
-        latents.renew(256)
+        latents.renew(min(256, fill))
     run.say(f"{latents.filled} pictures encoded, {len(bank)} scenes with {CAPTIONS} captions each drawn")
 
     trainer = Trainer(painter, plan, is_hidden)
