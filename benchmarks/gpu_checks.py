@@ -1,0 +1,86 @@
+"""Whether a device computes what it should: stored activations, a picture, an exact way back, the tests."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_models import SMALL
+from gpu_report import seconds
+from gpu_rows import Bench
+
+import sd35
+from sd35.cli import main as command
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT = "a red circle"
+
+
+def verify(bench: Bench) -> None:
+    """`sd35 verify` in each dtype; its tables go into a file."""
+    for dtype in ("float32",) if bench.sizes is SMALL else ("float32", "bfloat16", "float16"):
+        printed, begin = io.StringIO(), time.perf_counter()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            status = command(["verify", "--device", str(bench.device), "--dtype", dtype])
+        lines = printed.getvalue().strip().splitlines()
+        bench.report.text("verify.txt", printed.getvalue())
+        failed = [line.strip() for line in lines if "FAIL" in line]
+        first = "".join(f"; {' '.join(line.split())}" for line in failed[:4])
+        remark = f"status {status}: {lines[-1]}{first}"
+        took = time.perf_counter() - begin
+        bench.report.add(f"verify, {dtype}", remark=remark, status=status, seconds=took, failed=failed)
+
+
+def drawing(bench: Bench) -> None:
+    """A picture of the embedded model here and on the CPU, and a generation undone to the last bit."""
+    steps: dict[str, Any] = {"steps": bench.sizes.steps}
+    begin = time.perf_counter()
+    pipe = sd35.load("tiny", bench.device, torch.float32)
+    there = pipe.generate(PROMPT, seed=0, **steps)
+    first = time.perf_counter() - begin
+    begin = time.perf_counter()
+    again = pipe.generate(PROMPT, seed=0, **steps)
+    second = time.perf_counter() - begin
+    here = sd35.load("tiny", "cpu", torch.float32).generate(PROMPT, seed=0, **steps)
+    repeats = "repeats its bits" if torch.equal(there.latents, again.latents) else "DOES NOT repeat its bits"
+    ours, theirs = (np.asarray(result.images[0], dtype=np.float64) for result in (there, here))
+    mse = float(np.mean((ours - theirs) ** 2))
+    psnr = f"{10 * np.log10(255**2 / mse):.1f} dB" if mse else "equal"
+    error = float((there.latents - here.latents).norm() / here.latents.norm())
+    remark = f"picture {psnr}, latents differ by {error:.1e} from the CPU's; {repeats}; "
+    remark += f"first {seconds(first)} with loading, then {seconds(second)}"
+    bench.report.add(f"tiny, float32, {bench.sizes.steps} steps", remark=remark, psnr=psnr, error=error)
+    if bench.sizes is not SMALL:
+        half = sd35.load("tiny", bench.device, torch.bfloat16).generate(PROMPT, seed=0, **steps)
+        error = float((half.latents - here.latents).norm() / here.latents.norm())
+        bench.report.add("tiny, bfloat16", remark=f"latents differ by {error:.1e} from the CPU's in float32")
+    exact = pipe.generate(PROMPT, seed=0, solver="bitexact", **steps)
+    found = pipe.invert(exact.state(), measure=False)
+    equal = torch.equal(found.noise.cpu(), exact.noise.cpu())
+    remark = "noise found to the last bit" if equal else "noise NOT found to the last bit"
+    bench.report.add("tiny, bitexact there and back, float32", remark=remark, equal=equal)
+
+
+def gpu_tests(bench: Bench) -> None:
+    """The tests that need a CUDA device."""
+    files = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+    limit = max(5.0, bench.left() - 3)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    bench.report.text("tests.txt", done.stdout + done.stderr)
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines()
+    bench.report.add("tests marked gpu", remark=lines[-1] if lines else "nothing printed")
