@@ -55,7 +55,7 @@ SECTIONS = [
     Section("medium", _transformer("medium", "pixels"), 6),
     Section("generation", generation, 12),
     Section("verify", verify, 5),
-    Section("drawing", drawing, 8),
+    Section("drawing", drawing, 10),
     Section("vae", autoencoder, 6),
     Section("large", _transformer("large", "pixels"), 8),
     Section("shapes", shapes, 2),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gpu_models import SMALL
 from gpu_report import seconds
-from gpu_rows import Bench
+from gpu_rows import Bench, joined
 
 import sd35
 from sd35.cli import main as command
@@ -38,33 +38,49 @@ def verify(bench: Bench) -> None:
 
 
 def drawing(bench: Bench) -> None:
-    """A picture of the embedded model here and on the CPU, and a generation undone to the last bit."""
-    steps: dict[str, Any] = {"steps": bench.sizes.steps}
+    """Pictures of the embedded model here and on the CPU, and generations undone."""
+    steps: dict[str, Any] = {"seed": 0, "steps": bench.sizes.steps}
+    here = sd35.load("tiny", "cpu", torch.float32).generate(PROMPT, **steps)
     begin = time.perf_counter()
     pipe = sd35.load("tiny", bench.device, torch.float32)
-    there = pipe.generate(PROMPT, seed=0, **steps)
+    there = pipe.generate(PROMPT, **steps)
     first = time.perf_counter() - begin
     begin = time.perf_counter()
-    again = pipe.generate(PROMPT, seed=0, **steps)
+    again = pipe.generate(PROMPT, **steps)
     second = time.perf_counter() - begin
-    here = sd35.load("tiny", "cpu", torch.float32).generate(PROMPT, seed=0, **steps)
     repeats = "repeats its bits" if torch.equal(there.latents, again.latents) else "DOES NOT repeat its bits"
-    ours, theirs = (np.asarray(result.images[0], dtype=np.float64) for result in (there, here))
-    mse = float(np.mean((ours - theirs) ** 2))
-    psnr = f"{10 * np.log10(255**2 / mse):.1f} dB" if mse else "equal"
-    error = float((there.latents - here.latents).norm() / here.latents.norm())
-    remark = f"picture {psnr}, latents differ by {error:.1e} from the CPU's; {repeats}; "
-    remark += f"first {seconds(first)} with loading, then {seconds(second)}"
-    bench.report.add(f"tiny, float32, {bench.sizes.steps} steps", remark=remark, psnr=psnr, error=error)
-    if bench.sizes is not SMALL:
-        half = sd35.load("tiny", bench.device, torch.bfloat16).generate(PROMPT, seed=0, **steps)
-        error = float((half.latents - here.latents).norm() / here.latents.norm())
-        bench.report.add("tiny, bfloat16", remark=f"latents differ by {error:.1e} from the CPU's in float32")
-    exact = pipe.generate(PROMPT, seed=0, solver="bitexact", **steps)
+    took = f"{seconds(first)} with loading, then {seconds(second)}"
+    compared(bench, f"tiny, float32, {bench.sizes.steps} steps", there, here, repeats, took)
+    if bench.is_cuda:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            compared(bench, "tiny, float32, no TF32 in convolutions", pipe.generate(PROMPT, **steps), here)
+        for dtype in (torch.bfloat16, torch.float16):
+            half = sd35.load("tiny", bench.device, dtype).generate(PROMPT, **steps)
+            compared(bench, f"tiny, {str(dtype).removeprefix('torch.')}", half, here)
+    exact = pipe.generate(PROMPT, solver="bitexact", **steps)
     found = pipe.invert(exact.state(), measure=False)
     equal = torch.equal(found.noise.cpu(), exact.noise.cpu())
     remark = "noise found to the last bit" if equal else "noise NOT found to the last bit"
     bench.report.add("tiny, bitexact there and back, float32", remark=remark, equal=equal)
+    begin = time.perf_counter()
+    found = pipe.invert(there.state())
+    remark = joined(
+        ", ".join(f"{name} {one.total_psnr:.1f} dB" for name, one in found.losses.items()),
+        f"{found.report.evaluations} evaluations",
+        seconds(time.perf_counter() - begin),
+        *found.notes[:2],
+    )
+    bench.report.add("tiny, exact inverse of Euler, float32", remark=remark)
+
+
+def compared(bench: Bench, name: str, there: Any, here: Any, *remarks: str) -> None:
+    """A row that says how far a result is from the CPU's in float32."""
+    ours, theirs = (np.asarray(result.images[0], dtype=np.float64) for result in (there, here))
+    mse = float(np.mean((ours - theirs) ** 2))
+    psnr = f"picture {10 * np.log10(255**2 / mse):.1f} dB" if mse else "picture equal"
+    error = float((there.latents - here.latents).norm() / here.latents.norm())
+    remark = joined(psnr, f"latents differ by {error:.1e} from the CPU's", *remarks)
+    bench.report.add(name, remark=remark, mse=mse, error=error)
 
 
 def gpu_tests(bench: Bench) -> None:
