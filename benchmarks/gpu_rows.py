@@ -199,14 +199,16 @@ def waits(bench: Bench, run: Callable[[], object], steps: int) -> None:
 
 
 @contextlib.contextmanager
-def benchmarking_convolutions(wanted: bool) -> Iterator[None]:
-    """Let cuDNN try its algorithms for every shape it meets, or not."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = wanted
+def cudnn(**wanted: bool) -> Iterator[None]:
+    """Set flags of `torch.backends.cudnn` for a while: `benchmark` tries algorithms, `allow_tf32` rounds."""
+    before = {name: getattr(torch.backends.cudnn, name) for name in wanted}
     try:
+        for name, value in wanted.items():
+            setattr(torch.backends.cudnn, name, value)
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        for name, value in before.items():
+            setattr(torch.backends.cudnn, name, value)
 
 
 def autoencoder(bench: Bench) -> None:
@@ -228,7 +230,7 @@ def autoencoder(bench: Bench) -> None:
         vae.to(memory_format=memory)  # pyright: ignore[reportCallIssue]  (torch's hints leave it out)
         for name, run in runs.items():
             for tried in (False, True) if bench.is_cuda else (False,):
-                with benchmarking_convolutions(tried):
+                with cudnn(benchmark=tried):
                     free(bench.device)
                     peak = peak_of(run, bench.device)
                     timing = measure(run, bench.device, budget=0.3, most=10, warmups=1)
