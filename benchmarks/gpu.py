@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that nothing 
 
 import torch  # noqa: E402
 from gpu_checks import drawing, gpu_tests, verify  # noqa: E402
+from gpu_fp8 import fp8, fp8_compiled  # noqa: E402
 from gpu_kernels import attentions, ceilings, facts, shapes  # noqa: E402
 from gpu_models import SMALL, Sizes  # noqa: E402
 from gpu_peers import diffusers  # noqa: E402
@@ -62,8 +63,10 @@ SECTIONS = [
     Section("attentions", attentions, 2),
     Section("medium-512", _transformer("medium", "fewer_pixels"), 3),
     Section("diffusers", diffusers, 15),
-    Section("text", text_encoders, 6),
+    Section("fp8", fp8, 4),
     Section("compiled", compiled, 30),
+    Section("text", text_encoders, 6),
+    Section("fp8-compiled", fp8_compiled, 30, cuda=True),
     Section("large-512", _transformer("large", "fewer_pixels"), 4),
     Section("tests", gpu_tests, 12, cuda=True),
 ]

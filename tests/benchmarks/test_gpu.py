@@ -9,7 +9,18 @@ from types import ModuleType
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-PARTS = ("ceilings", "medium", "generation", "verify", "drawing", "vae", "text")
+PARTS = (
+    "ceilings",
+    "medium",
+    "generation",
+    "verify",
+    "drawing",
+    "vae",
+    "shapes",
+    "attentions",
+    "fp8",
+    "text",
+)
 
 
 @pytest.fixture
