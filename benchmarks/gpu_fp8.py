@@ -1,7 +1,7 @@
 """What 8-bit matrix products could give the transformer on Hopper: every linear layer of its blocks in e4m3.
 
-Each row of the input has a scale of its own, found at the call, and each output channel of the weight one that
-is found once: the plainest way there is, to know what it is worth and what it costs in accuracy.
+Each row of the input has a scale of its own, found at the call, and each output channel of the weight one
+that is found once: the plainest way there is, to know what it is worth and what it costs in accuracy.
 """
 
 import time
@@ -9,7 +9,7 @@ import time
 import torch
 from gpu_kernels import FP8
 from gpu_models import inputs, parameters_gb, random_mmdit
-from gpu_report import measure, peak_of, seconds
+from gpu_report import peak_of, seconds
 from gpu_rows import Bench, finite, flops_of, graphed, joined, relative
 from torch import Tensor, nn
 
@@ -68,11 +68,11 @@ def fp8(bench: Bench, *, compiling: bool = False) -> None:
     error = f"differs by {relative(out, expected):.1e} from bf16"
     remark = joined(f"weights {parameters_gb(model):.2f} GB", error, first, finite(out))
     name = f"medium {pixels} px, guided step, fp8{', compiled' if compiling else ''}"
-    timing = measure(lambda: model(*given), bench.device)
+    timing = bench.measure(lambda: model(*given))
     bench.report.add(name, timing, flops=flops, peak=peak, remark=remark)
     if bench.is_cuda:
         graph, _ = graphed(lambda: model(*given))
-        bench.report.add(f"{name}, CUDA graph", measure(graph.replay, bench.device), flops=flops)
+        bench.report.add(f"{name}, CUDA graph", bench.measure(graph.replay), flops=flops)
 
 
 def fp8_compiled(bench: Bench) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from gpu_models import TOKENS
-from gpu_report import measure, seconds
+from gpu_report import seconds
 from gpu_rows import Bench
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -36,16 +36,16 @@ def ceilings(bench: Bench) -> None:
     side = bench.sizes.gemm
     flops = 2.0 * side**3
     left, right = (torch.randn(side, side, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
-    timing = measure(lambda: left @ right, bench.device, budget=0.5, warmups=3)
+    timing = bench.measure(lambda: left @ right, budget=0.5, warmups=3)
     bench.report.facts["bf16 GEMM, TFLOP/s"] = round(flops / timing.median / 1e12, 4)
     bench.report.add(f"bf16 GEMM {side}³", timing, flops=flops)
     if bench.is_cuda:
-        timing = measure(fp8_product(left, right), bench.device, budget=0.5, warmups=3)
+        timing = bench.measure(fp8_product(left, right), budget=0.5, warmups=3)
         bench.report.facts["fp8 GEMM, TFLOP/s"] = round(flops / timing.median / 1e12, 4)
         bench.report.add(f"fp8 GEMM {side}³, _scaled_mm", timing, flops=flops, remark="over the bf16 floor")
     source = torch.empty(bench.sizes.copied, dtype=torch.uint8, device=bench.device).random_()
     target = torch.empty_like(source)
-    timing = measure(lambda: target.copy_(source), bench.device, budget=0.3)
+    timing = bench.measure(lambda: target.copy_(source), budget=0.3)
     rate = 2 * source.nbytes / timing.median / 1e12
     bench.report.facts["copy, TB/s read and written"] = round(rate, 4)
     bench.report.add("copy on the device", timing, remark=f"{rate:.2f} TB/s, read and written")
@@ -74,11 +74,11 @@ def shapes(bench: Bench) -> None:
         weight = torch.randn(fan_out, fan_in, device=bench.device, dtype=torch.bfloat16)
         bias = torch.randn(fan_out, device=bench.device, dtype=torch.bfloat16)
         flops = 2.0 * tokens * fan_in * fan_out
-        timing = measure(lambda: F.linear(x, weight, bias), bench.device, budget=0.1)  # noqa: B023
+        timing = bench.measure(lambda: F.linear(x, weight, bias), budget=0.1)  # noqa: B023
         remark = ""
         if bench.is_cuda:
-            fast = measure(fp8_product(x, weight.t()), bench.device, budget=0.1)
-            cast = measure(lambda: x.to(FP8), bench.device, budget=0.1)  # noqa: B023
+            fast = bench.measure(fp8_product(x, weight.t()), budget=0.1)
+            cast = bench.measure(lambda: x.to(FP8), budget=0.1)  # noqa: B023
             remark = f"fp8 {seconds(fast.median)}, cast {seconds(cast.median)}"
         bench.report.add(f"  {name}, {tokens} x {fan_in} to {fan_out}", timing, flops=flops, remark=remark)
 
@@ -93,7 +93,7 @@ def attentions(bench: Bench) -> None:
     def run() -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
 
-    timing = measure(run, bench.device, budget=0.2)
+    timing = bench.measure(run, budget=0.2)
     bench.report.add(f"  attention {shape}, as chosen", timing, flops=flops)
     if not bench.is_cuda:
         return
@@ -103,5 +103,5 @@ def attentions(bench: Bench) -> None:
         SDPBackend.EFFICIENT_ATTENTION,
     ):
         with sdpa_kernel(backend):
-            timing = measure(run, bench.device, budget=0.2)
+            timing = bench.measure(run, budget=0.2)
         bench.report.add(f"  attention, {backend.name}", timing, flops=flops)

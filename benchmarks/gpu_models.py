@@ -39,6 +39,7 @@ class Sizes:
     steps: int = 28
     gemm: int = 8192
     copied: int = 2**31  # bytes
+    repeats: int = 20  # of a call, at most
 
 
 SMALL = Sizes(
@@ -53,6 +54,7 @@ SMALL = Sizes(
     steps=2,
     gemm=128,
     copied=2**20,
+    repeats=3,
 )
 """For a look at whether everything runs, on any machine."""
 

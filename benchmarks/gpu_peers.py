@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from gpu_models import inputs, parameters_gb, random_mmdit, random_vae, randomise
-from gpu_report import measure_each, peak_of
+from gpu_report import peak_of
 from gpu_rows import Bench, free
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def autoencoder(bench: Bench) -> None:
 def beside(bench: Bench, name: str, ours: Callable[[], object], theirs: Callable[[], object]) -> None:
     """Two rows, and how many times as long theirs takes."""
     peaks = peak_of(ours, bench.device), peak_of(theirs, bench.device)
-    ours_timing, theirs_timing = measure_each([ours, theirs], bench.device, budget=1.5)
+    ours_timing, theirs_timing = bench.measure_each([ours, theirs], budget=1.5)
     ratio = theirs_timing.median / ours_timing.median
     bench.report.add(
         f"{name}, ours", ours_timing, peak=peaks[0], remark=f"theirs / ours {ratio:.3f}", ratio=ratio

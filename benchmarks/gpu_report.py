@@ -101,22 +101,15 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.2f} ms"
 
 
-def measure(
-    run: Callable[[], object], device: torch.device, *, budget: float = 1.0, most: int = 20, warmups: int = 2
-) -> Timing:
-    """The time of one call: of as many as the budget of seconds allows, at least three, after warming up."""
-    return measure_each([run], device, budget=budget, most=most, warmups=warmups)[0]
-
-
 def measure_each(
     runs: Sequence[Callable[[], object]],
     device: torch.device,
     *,
-    budget: float = 1.0,
-    most: int = 20,
-    warmups: int = 2,
+    budget: float,
+    most: int,
+    warmups: int,
 ) -> list[Timing]:
-    """The same of several, taken in turn, so that what changes on the machine changes for all."""
+    """The times of one call of each, in turn; after warming up, three calls or more if the seconds allow."""
     taken = [[once(run, device) for _ in range(warmups)][-1] for run in runs]
     repeats = min(most, max(3, int(budget / max(sum(taken), 1e-9))))
     times = [[once(run, device) for run in runs] for _ in range(repeats)]

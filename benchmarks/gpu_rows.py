@@ -5,7 +5,7 @@ import gc
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from gpu_models import (
     random_t5,
     random_vae,
 )
-from gpu_report import Report, measure, peak_of, seconds
+from gpu_report import Report, Timing, measure_each, peak_of, seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,6 +46,19 @@ class Bench:
     def is_cuda(self) -> bool:
         """Whether there are graphs, events and a count of memory."""
         return self.device.type == "cuda"
+
+    def measure(
+        self, run: Callable[[], object], *, budget: float = 1.0, most: int = 20, warmups: int = 2
+    ) -> Timing:
+        """The time of one call, of as many as `budget` seconds allow, but `most` at most."""
+        return self.measure_each([run], budget=budget, most=most, warmups=warmups)[0]
+
+    def measure_each(
+        self, runs: Sequence[Callable[[], object]], *, budget: float, most: int = 20, warmups: int = 2
+    ) -> list[Timing]:
+        """The times of several, taken in turn, so that what changes on the machine changes for all."""
+        most = min(most, self.sizes.repeats)
+        return measure_each(runs, self.device, budget=budget, most=most, warmups=warmups)
 
 
 def free(device: torch.device) -> None:
@@ -105,12 +118,12 @@ def step_rows(bench: Bench, name: str, model: MMDiT, pixels: int) -> None:
 
     eager, flops = run(), flops_of(run)
     peak = peak_of(run, bench.device)
-    timing = measure(run, bench.device)
+    timing = bench.measure(run)
     remark = joined(f"weights {parameters_gb(model):.2f} GB", host_share(bench, run), finite(eager))
     bench.report.add(f"{name}, eager", timing, flops=flops, peak=peak, remark=remark)
     if bench.is_cuda:
         graph, out = graphed(run)
-        timing = measure(graph.replay, bench.device)
+        timing = bench.measure(graph.replay)
         graph.replay()
         same = "equal bits" if torch.equal(out, eager) else f"differs by {relative(out, eager):.1e}"
         bench.report.add(f"{name}, CUDA graph", timing, flops=flops, remark=same)
@@ -171,11 +184,11 @@ def generation(bench: Bench) -> None:
     def run() -> Tensor:
         return flow.solve(velocity, noise, sigmas)
 
-    timing = measure(run, bench.device, budget=4, most=3, warmups=1)
+    timing = bench.measure(run, budget=4, most=3, warmups=1)
     each = f"{seconds(timing.median / sizes.steps)} a step"
     name = f"medium {sizes.pixels} px, {sizes.steps} guided steps, sd35's loop"
     bench.report.add(name, timing, peak=peak_of(run, bench.device), remark=each)
-    timing = measure(lambda: pipe.decode(run()).cpu(), bench.device, budget=2, most=3, warmups=1)
+    timing = bench.measure(lambda: pipe.decode(run()).cpu(), budget=2, most=3, warmups=1)
     peak = peak_of(lambda: pipe.decode(run()), bench.device)
     bench.report.add(f"{name}, and the picture", timing, peak=peak)
     if bench.is_cuda:
@@ -233,7 +246,7 @@ def autoencoder(bench: Bench) -> None:
                 with cudnn(benchmark=tried):
                     free(bench.device)
                     peak = peak_of(run, bench.device)
-                    timing = measure(run, bench.device, budget=0.3, most=10, warmups=1)
+                    timing = bench.measure(run, budget=0.3, most=10, warmups=1)
                 what = f"VAE {name} {pixels} px, {layout}{', cudnn.benchmark' if tried else ''}"
                 bench.report.add(what, timing, flops=flops[name], peak=peak, remark=finite(run()))
         profile(bench, f"VAE decode, {layout}", runs["decode"])
@@ -256,7 +269,7 @@ def text_encoders(bench: Bench) -> None:
             return module(ids)
 
         flops, peak = flops_of(run), peak_of(run, bench.device)
-        timing = measure(run, bench.device, budget=0.5)
+        timing = bench.measure(run, budget=0.5)
         weights = f"weights {parameters_gb(module):.2f} GB"
         what = f"{name}, 2 prompts of {length} tokens"
         bench.report.add(what, timing, flops=flops, peak=peak, remark=weights)
@@ -279,7 +292,7 @@ def compiled(bench: Bench) -> None:
         torch.cuda.synchronize()
     took = time.perf_counter() - begin
     peak = peak_of(lambda: model(*given), bench.device)
-    timing = measure(lambda: model(*given), bench.device)
+    timing = bench.measure(lambda: model(*given))
     remark = joined(
         f"compiled in {took:.0f} s",
         host_share(bench, lambda: model(*given)),
@@ -290,4 +303,4 @@ def compiled(bench: Bench) -> None:
     bench.report.add(name, timing, flops=flops, peak=peak, remark=remark, compile_seconds=took)
     if bench.is_cuda:
         graph, _ = graphed(lambda: model(*given))
-        bench.report.add(f"{name}, CUDA graph", measure(graph.replay, bench.device), flops=flops)
+        bench.report.add(f"{name}, CUDA graph", bench.measure(graph.replay), flops=flops)
