@@ -9,8 +9,6 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5EncoderModel
-from transformers import T5Config as TheirT5Config
 
 from mmdit import MMDiTConfig
 from sd35.bench.parts import randomise
@@ -92,36 +90,42 @@ def autoencoder(
 
 def encoder(config: CLIPConfig | T5Config, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
     """Ids to hidden states."""
-    if isinstance(config, T5Config):
-        sizes = TheirT5Config(
-            vocab_size=config.vocab_size,
-            d_model=config.dim,
-            d_kv=config.head_dim,
-            d_ff=config.mlp_dim,
-            num_layers=config.depth,
-            num_heads=config.num_heads,
-            feed_forward_proj="gated-gelu",
-        )
-        with torch.device(device):
-            t5: Any = T5EncoderModel(sizes)
-        randomise(t5.to(device, dtype))
-        return lambda ids: t5(ids)[0]
     with torch.device(device):
-        clip: Any = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.dim,
-                intermediate_size=config.mlp_dim,
-                projection_dim=config.projection_dim or config.dim,
-                num_hidden_layers=config.depth,
-                num_attention_heads=config.num_heads,
-                hidden_act=config.activation,
-                max_position_embeddings=config.positions,
-                eos_token_id=config.vocab_size - 1,
-            )
-        )
-    randomise(clip.to(device, dtype))
-    return lambda ids: clip(ids, output_hidden_states=True)
+        model = their_t5(config) if isinstance(config, T5Config) else their_clip(config)
+    randomise(model.to(device, dtype))
+    if isinstance(config, T5Config):
+        return lambda ids: model(ids)[0]
+    return lambda ids: model(ids, output_hidden_states=True)
+
+
+def their_t5(config: T5Config) -> Any:
+    """Transformers' T5 of the same sizes."""
+    sizes = transformers.T5Config(
+        vocab_size=config.vocab_size,
+        d_model=config.dim,
+        d_kv=config.head_dim,
+        d_ff=config.mlp_dim,
+        num_layers=config.depth,
+        num_heads=config.num_heads,
+        feed_forward_proj="gated-gelu",
+    )
+    return transformers.T5EncoderModel(sizes)
+
+
+def their_clip(config: CLIPConfig) -> Any:
+    """Transformers' CLIP of the same sizes."""
+    sizes = transformers.CLIPTextConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.dim,
+        intermediate_size=config.mlp_dim,
+        projection_dim=config.projection_dim or config.dim,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        hidden_act=config.activation,
+        max_position_embeddings=config.positions,
+        eos_token_id=config.vocab_size - 1,
+    )
+    return transformers.CLIPTextModelWithProjection(sizes)
 
 
 def loading(

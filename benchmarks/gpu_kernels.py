@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from gpu_models import TOKENS
 from gpu_report import seconds
 from gpu_rows import Bench
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sd35.bench.stages import TOKENS
 
 FP8 = torch.float8_e4m3fn
 

@@ -1,35 +1,23 @@
 """The released models' sizes with random weights, made on the device; or small ones of the same kind."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mmdit import MMDiT, MMDiTConfig
+from sd35.bench.parts import AUTOENCODER, CLIP_G, CLIP_L, T5_XXL, VARIANTS, random_module
+from sd35.bench.stages import TOKENS
 from textenc import CLIP, T5, CLIPConfig, Encoding, Prompt, T5Config
 from vae import VAE, VAEConfig
-
-Module = TypeVar("Module", bound=nn.Module)
-
-MEDIUM = MMDiTConfig(dim=1536, depth=24, num_heads=24, pos_embed_size=384, dual_blocks=tuple(range(13)))
-LARGE = MMDiTConfig(dim=2432, depth=38, num_heads=38, pos_embed_size=192)
-AUTOENCODER = VAEConfig((128, 256, 512, 512), 2, 16)
-CLIP_L = CLIPConfig(49408, 77, 768, 12, 12, 3072, None, "quick_gelu")
-CLIP_G = CLIPConfig(49408, 77, 1280, 32, 20, 5120, 1280, "gelu")
-T5_XXL = T5Config(32128, 4096, 24, 64, 64, 10240, 32)
-
-TOKENS = 154
-"""Of a prompt: CLIP's 77 and T5's 77."""
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What is measured: the models, and the sides of the pictures in pixels."""
 
-    medium: MMDiTConfig = MEDIUM
-    large: MMDiTConfig = LARGE
+    medium: MMDiTConfig = VARIANTS["medium"]
+    large: MMDiTConfig = VARIANTS["large"]
     vae: VAEConfig = AUTOENCODER
     clip_l: CLIPConfig = CLIP_L
     clip_g: CLIPConfig = CLIP_G
@@ -43,8 +31,8 @@ class Sizes:
 
 
 SMALL = Sizes(
-    medium=replace(MEDIUM, dim=128, depth=2, num_heads=2, pos_embed_size=16, dual_blocks=(0,)),
-    large=replace(LARGE, dim=128, depth=2, num_heads=2, pos_embed_size=16),
+    medium=replace(VARIANTS["medium"], dim=128, depth=2, num_heads=2, pos_embed_size=16, dual_blocks=(0,)),
+    large=replace(VARIANTS["large"], dim=128, depth=2, num_heads=2, pos_embed_size=16),
     vae=VAEConfig((32, 32, 32, 32), 1, 16),
     clip_l=replace(CLIP_L, vocab_size=100, dim=64, depth=2, num_heads=1, mlp_dim=128),
     clip_g=replace(CLIP_G, vocab_size=100, dim=64, depth=2, num_heads=1, mlp_dim=128, projection_dim=64),
@@ -57,29 +45,6 @@ SMALL = Sizes(
     repeats=3,
 )
 """For a look at whether everything runs, on any machine."""
-
-
-def random_module(make: Callable[[], Module], device: torch.device, dtype: torch.dtype) -> Module:
-    """A module with random weights: matrices and tables normal, small; scales one; biases small.
-
-    It is made without memory first, so that nothing is ever held in float32 or outside the device.
-    """
-    with torch.device("meta"):
-        module = make()
-    return randomise(module.to(dtype).to_empty(device=device))
-
-
-@torch.no_grad()
-def randomise(module: Module) -> Module:
-    """Fill a module's parameters and buffers, and make it one that only runs."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if not tensor.is_floating_point():
-            tensor.zero_()
-        elif tensor.ndim == 1 and name.endswith("weight"):  # of a norm
-            tensor.fill_(1)
-        else:
-            tensor.normal_(std=0.02 if tensor.ndim < 4 else (tensor[0].numel()) ** -0.5)
-    return module.eval().requires_grad_(False)
 
 
 def random_mmdit(config: MMDiTConfig, device: torch.device, dtype: torch.dtype) -> MMDiT:

@@ -2,16 +2,13 @@
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 import torch
-from gpu_models import inputs, parameters_gb, random_mmdit, random_vae, randomise
+from gpu_models import inputs, random_mmdit, random_vae
 from gpu_report import peak_of
 from gpu_rows import Bench, free
 from torch import Tensor
-
-from mmdit import MMDiTConfig
-from vae import VAEConfig
 
 
 def diffusers(bench: Bench) -> None:
@@ -19,45 +16,40 @@ def diffusers(bench: Bench) -> None:
     if importlib.util.find_spec("diffusers") is None:
         bench.report.add("diffusers", remark="is not installed here")
         return
-    import diffusers as library
+    import diffusers_peer as peer
 
-    bench.report.facts["diffusers"] = library.__version__
-    transformer(bench)
+    bench.report.facts["beside"] = peer.NAME
+    transformer(bench, peer)
     free(bench.device)
-    autoencoder(bench)
+    autoencoder(bench, peer)
 
 
-def transformer(bench: Bench) -> None:
+def transformer(bench: Bench, peer: ModuleType) -> None:
     """A guided step at both sizes."""
     config, device, dtype = bench.sizes.medium, bench.device, bench.dtype
-    ours, theirs = random_mmdit(config, device, dtype), their_transformer(config, device, dtype)
+    ours, theirs = random_mmdit(config, device, dtype), peer.transformer(config, device, dtype)
 
     def step_of_each(pixels: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-        latents, sigma, context, pooled = inputs(config, pixels, device, dtype)
-        latents, timestep = latents.to(dtype), 1000 * sigma
-        return (
-            lambda: ours(latents, sigma, context, pooled),
-            lambda: theirs(latents, context, pooled, timestep, return_dict=False)[0],
-        )
+        latents, *rest = inputs(config, pixels, device, dtype)
+        latents = latents.to(dtype)
+        return lambda: ours(latents, *rest), lambda: theirs(latents, *rest)
 
     for pixels in (bench.sizes.pixels, bench.sizes.fewer_pixels):
         beside(bench, f"medium {pixels} px, guided step", *step_of_each(pixels))
-    remark = f"ours {parameters_gb(ours):.2f} GB, theirs {parameters_gb(theirs):.2f} GB"
-    bench.report.add("  weights of the transformer", remark=remark)
 
 
-def autoencoder(bench: Bench) -> None:
+def autoencoder(bench: Bench, peer: ModuleType) -> None:
     """Decoding one picture."""
     device, dtype, pixels = bench.device, bench.dtype, bench.sizes.pixels
     ours = random_vae(bench.sizes.vae, device, dtype)
-    theirs = their_autoencoder(bench.sizes.vae, pixels, device, dtype)
+    decode, _ = peer.autoencoder(bench.sizes.vae, device, dtype)
     side = pixels // ours.config.factor
     latents = torch.randn(1, ours.config.latent_channels, side, side, device=device, dtype=dtype)
     beside(
         bench,
         f"VAE decode {pixels} px",
         lambda: ours.decode(latents),
-        lambda: theirs.decode(latents, return_dict=False)[0],
+        lambda: decode(latents),
     )
 
 
@@ -70,45 +62,3 @@ def beside(bench: Bench, name: str, ours: Callable[[], object], theirs: Callable
         f"{name}, ours", ours_timing, peak=peaks[0], remark=f"theirs / ours {ratio:.3f}", ratio=ratio
     )
     bench.report.add(f"{name}, diffusers", theirs_timing, peak=peaks[1], remark="both models in memory")
-
-
-def their_transformer(config: MMDiTConfig, device: torch.device, dtype: torch.dtype) -> Any:
-    """Diffusers' transformer of the same sizes, with random weights."""
-    from diffusers import SD3Transformer2DModel
-
-    with torch.device(device):
-        model = SD3Transformer2DModel(
-            sample_size=128,
-            patch_size=config.patch_size,
-            in_channels=config.channels,
-            out_channels=config.channels,
-            num_layers=config.depth,
-            attention_head_dim=config.dim // config.num_heads,
-            num_attention_heads=config.num_heads,
-            joint_attention_dim=config.context_dim,
-            caption_projection_dim=config.dim,
-            pooled_projection_dim=config.pooled_dim,
-            pos_embed_max_size=config.pos_embed_size,
-            dual_attention_layers=config.dual_blocks,
-            qk_norm="rms_norm",
-        )
-    return randomise(model.to(device, dtype))
-
-
-def their_autoencoder(config: VAEConfig, pixels: int, device: torch.device, dtype: torch.dtype) -> Any:
-    """Diffusers' autoencoder of the same sizes, with random weights."""
-    from diffusers import AutoencoderKL
-
-    levels = len(config.channels)
-    with torch.device(device):
-        model = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=config.channels,
-            layers_per_block=config.num_res_blocks,
-            latent_channels=config.latent_channels,
-            sample_size=pixels,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
-    return randomise(model.to(device, dtype))
