@@ -5,7 +5,9 @@ of the processor, summed over threads, are compared. On other devices it is the 
 for.
 """
 
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,6 +103,7 @@ def peak_bytes(run: Run, device: torch.device) -> int | None:
         wait_for(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
+        _give_back()
         RESET.write_text("5")  # the peak is counted from here on, `man 5 proc`
         before = _status("VmRSS")
     except OSError:
@@ -108,6 +111,13 @@ def peak_bytes(run: Run, device: torch.device) -> int | None:
         return None
     run()
     return max(0, _status("VmHWM") - before)
+
+
+def _give_back() -> None:
+    """Let the allocator return what it keeps of freed memory, or a call would use that unseen."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # as it is in glibc
+        trim(0)
 
 
 def _status(field: str) -> int:
