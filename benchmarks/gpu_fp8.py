@@ -38,7 +38,7 @@ class Fp8Linear(nn.Module):
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of (M, K) in 8-bit floats, and what each is to be multiplied by, (M, 1) in float32."""
     scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(1e-12) / LARGEST
-    return (x / scale).to(FP8), scale
+    return (x / scale).to(FP8).contiguous(), scale
 
 
 def to_fp8(model: nn.Module) -> None:
