@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .result import Result
     from .settings import Settings
     from .state import State
-    from .taps import BudgetError, Captures, TapError, capture, edit, list_taps
+    from .taps import BudgetError, Captures, TapError, capture, list_taps, patch
 
 __all__ = [
     "AttentionMaps",
@@ -61,12 +61,12 @@ __all__ = [
     "capture",
     "control_image",
     "draw_noise",
-    "edit",
     "heat_picture",
     "heat_share",
     "list_taps",
     "load",
     "overlay",
+    "patch",
     "read_settings",
 ]
 
@@ -93,12 +93,12 @@ _HOMES = {
     "capture": ".taps",
     "control_image": ".control",
     "draw_noise": ".noise",
-    "edit": ".taps",
     "heat_picture": ".attention",
     "heat_share": ".attention",
     "list_taps": ".taps",
     "load": ".loading",
     "overlay": ".attention",
+    "patch": ".taps",
     "read_settings": ".metadata",
 }
 

@@ -10,8 +10,9 @@ import torch
 from mmdit import MMDiT, MMDiTConfig
 from vae import VAE, VAEConfig
 from weights import load_textenc, resolve
+from weights.build import check_fit
 from weights.component import Component
-from weights.load import check_fit, load_component
+from weights.load import load_component
 from weights.parts import PARTS
 
 from .device import as_device

@@ -2,7 +2,7 @@
 
 mmdit   vae   textenc   flow      import none of the others
   ^      ^       ^        ^
-  +------+-------+        |       weights -> mmdit, vae, textenc, in weights/load.py only
+  +------+-------+        |       weights -> mmdit, vae, textenc, in weights/build.py and load.py only
          ^                |
          +---- sd35 ------+       sd35 -> all, nothing -> sd35
 """
@@ -26,7 +26,7 @@ ARROWS = {
     "vae": {},
     "textenc": {},
     "flow": {},
-    "weights": dict.fromkeys(("mmdit", "vae", "textenc"), ("weights/load.py",)),
+    "weights": dict.fromkeys(("mmdit", "vae", "textenc"), ("weights/build.py", "weights/load.py")),
     "sd35": dict.fromkeys((*LEAVES, "weights"), ("sd35/",)),
 }
 """Package to the siblings it may import, each with the files or folders where."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from .build import build_component, position_difference
+from .compare import Misfit, compare, table
 from .component import Component
 from .errors import FitError, ValuesError
 from .file import DTYPES
-from .fill import projection_distance
-from .fit import Misfit, compare, table
-from .load import build_component, position_difference
+from .load_into import projection_distance
 from .source import FETCH, TINY, TOKENIZERS, Source, resolve
 from .values import check_finite
 from .variants import describe

@@ -38,7 +38,7 @@ def capture(
 
     The model computes what it computes unwatched, to the last bit. What is kept is the tensor itself, with
     its gradient where one is recorded, or a copy where the tensor is a view of a larger one that would stay
-    in memory with it. Blocks nest, with each other and with `edit`; an inner one sees what an outer `edit`
+    in memory with it. Blocks nest, with each other and with `patch`; an inner one sees what an outer `patch`
     put in place, and two captures of one tap each keep it.
 
     Args:

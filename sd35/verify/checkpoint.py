@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from weights import CheckpointError, resolve
+from weights.build import build_component, position_difference
+from weights.compare import compare
 from weights.component import Component
 from weights.file import DTYPES
-from weights.fit import compare
-from weights.load import build_component, position_difference
 from weights.values import check_finite
 
 Look = Callable[[Component], tuple[bool | None, str]]

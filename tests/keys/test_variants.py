@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from weights.build import build_component
 from weights.component import components_of, read_unit
 from weights.file import Header, TensorInfo
 from weights.folder import Nowhere
-from weights.load import build_component
 from weights.variants import describe
 
 

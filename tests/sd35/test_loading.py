@@ -20,7 +20,7 @@ def nothing_is_read(monkeypatch) -> None:
     def fail(*_arguments) -> None:
         pytest.fail("weights were read")
 
-    monkeypatch.setattr("weights.load.fill", fail)
+    monkeypatch.setattr("weights.load.load_into", fail)
 
 
 def without(source, name: str, path):

@@ -16,7 +16,7 @@ from sd35.attention import attention_maps
 from sd35.attention.quadrants import PARTS, QUADRANTS, Grid, part_shape
 from sd35.attention.record import WORKSPACE
 from sd35.attention.softmax import CHUNK_BYTES, attention_rows
-from sd35.taps import BudgetError, TapError, capture, edit
+from sd35.taps import BudgetError, TapError, capture, patch
 
 PROMPT = "a red circle above a blue square"
 M, ROWS, COLUMNS = 154, 3, 4
@@ -135,11 +135,11 @@ def test_images_of_a_batch_have_maps_and_prompts_of_their_own(pipe, mmdit):
     assert together.heatmap("star", sample=1).shape == (3, 4)
 
 
-def test_sees_an_outer_edit(mmdit, inputs):
+def test_sees_an_outer_patch(mmdit, inputs):
     args, _ = inputs
-    edited = edit(mmdit, {"joint_blocks.0.context_block.attn.ln_k": lambda k: torch.full_like(k, -1e4)})
-    ones = edit(mmdit, {"joint_blocks.0.*_block.attn.ln_q": torch.ones_like})
-    with edited, ones, attention_maps(mmdit, blocks=[0], branch=None) as maps:
+    patched = patch(mmdit, {"joint_blocks.0.context_block.attn.ln_k": lambda k: torch.full_like(k, -1e4)})
+    ones = patch(mmdit, {"joint_blocks.0.*_block.attn.ln_q": torch.ones_like})
+    with patched, ones, attention_maps(mmdit, blocks=[0], branch=None) as maps:
         mmdit(*args)
     assert maps.part("image-text").max() == 0
 

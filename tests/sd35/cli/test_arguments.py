@@ -20,7 +20,7 @@ def run(sd35, model_folder, picture, tmp_path, monkeypatch):
     def fail(*_arguments) -> None:
         pytest.fail("weights were read")
 
-    monkeypatch.setattr("weights.load.fill", fail)
+    monkeypatch.setattr("weights.load.load_into", fail)
     monkeypatch.chdir(tmp_path)
     return lambda command, *arguments: sd35(
         command, *(picture if one == "PICTURE" else one for one in arguments), "-m", model_folder

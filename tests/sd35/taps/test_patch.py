@@ -3,21 +3,21 @@
 import pytest
 import torch
 
-from sd35.taps import TapError, capture, edit
+from sd35.taps import TapError, capture, patch
 
 
 def test_identity_changes_no_bit_and_nothing_stays(model, inputs):
     before = model(*inputs())
-    with edit(model, {"**": lambda x: x}):
+    with patch(model, {"**": lambda x: x}):
         assert torch.equal(model(*inputs()), before)
-    with edit(model, {"joint_blocks.1.x": torch.zeros_like}):
+    with patch(model, {"joint_blocks.1.x": torch.zeros_like}):
         assert not torch.equal(model(*inputs()), before)
     assert torch.equal(model(*inputs()), before)
 
 
 def test_ablating_an_mlp_removes_exactly_its_branch(model, inputs):
     with (
-        edit(model, {"joint_blocks.1.x_block.mlp": torch.zeros_like}),
+        patch(model, {"joint_blocks.1.x_block.mlp": torch.zeros_like}),
         capture(model, "joint_blocks.1.**") as taps,
     ):
         model(*inputs())
@@ -29,7 +29,7 @@ def test_one_part_of_a_pair(model, inputs):
     with capture(model, "joint_blocks.0.*") as before:
         model(*inputs())
     with (
-        edit(model, {"joint_blocks.0.context": lambda context: 2 * context}),
+        patch(model, {"joint_blocks.0.context": lambda context: 2 * context}),
         capture(model, "joint_blocks.0.*") as after,
     ):
         model(*inputs())
@@ -40,7 +40,7 @@ def test_one_part_of_a_pair(model, inputs):
 def test_a_tensor_and_a_modulation(model, inputs):
     bias = torch.full((2, 1, 128), 0.5)
     with (
-        edit(model, {"joint_blocks.1.x_block.adaLN_modulation.gate": bias}),
+        patch(model, {"joint_blocks.1.x_block.adaLN_modulation.gate": bias}),
         capture(model, "joint_blocks.1.x_block.**") as taps,
         capture(model, "joint_blocks.0.x") as x,
     ):
@@ -49,9 +49,9 @@ def test_a_tensor_and_a_modulation(model, inputs):
     assert torch.equal(taps["joint_blocks.1.x_block.attended"], expected)
 
 
-def test_the_joint_attention_reads_an_edited_value(model, inputs):
+def test_the_joint_attention_reads_a_patched_value(model, inputs):
     with (
-        edit(model, {"joint_blocks.1.*_block.attn.v": torch.ones_like}),
+        patch(model, {"joint_blocks.1.*_block.attn.v": torch.ones_like}),
         capture(model, "joint_blocks.1.attention") as taps,
     ):
         model(*inputs())
@@ -63,15 +63,15 @@ def test_patching_between_runs(model, inputs):
     with capture(model, "joint_blocks.1.*") as taps:
         first = model(*inputs(1))
     latents, _, context, _ = inputs(2)
-    with edit(model, {"joint_blocks.1.x": taps, "joint_blocks.1.context": taps}):
+    with patch(model, {"joint_blocks.1.x": taps, "joint_blocks.1.context": taps}):
         patched = model(latents, sigma, context, pooled)
     assert torch.equal(patched, first)  # after block 1 only x, context and c matter: all are the first run's
-    with edit(model, {"joint_blocks.1.x": taps}):
+    with patch(model, {"joint_blocks.1.x": taps}):
         assert not torch.equal(model(latents, sigma, context, pooled), first)
 
 
 def test_an_error_of_the_callers_comes_through(model):
-    with pytest.raises(ZeroDivisionError), edit(model, {"patches": torch.zeros_like}):
+    with pytest.raises(ZeroDivisionError), patch(model, {"patches": torch.zeros_like}):
         raise ZeroDivisionError
 
 
@@ -79,7 +79,7 @@ def test_calls_are_matched_in_order(model, inputs):
     with capture(model, "joint_blocks.1.x") as taps:
         model(*inputs(1))
         model(*inputs(2))
-    with edit(model, {"joint_blocks.1.x": taps}), capture(model, "joint_blocks.1.x") as after:
+    with patch(model, {"joint_blocks.1.x": taps}), capture(model, "joint_blocks.1.x") as after:
         model(*inputs(3))
         model(*inputs(3))
         with pytest.raises(TapError, match="captured in 2 calls, and this is call 3"):
@@ -87,15 +87,15 @@ def test_calls_are_matched_in_order(model, inputs):
     assert torch.equal(after.stack("joint_blocks.1.x"), taps.stack("joint_blocks.1.x"))
 
 
-def test_edits_nest_outside_in_and_patterns_apply_in_order(model, inputs):
+def test_patches_nest_outside_in_and_patterns_apply_in_order(model, inputs):
     with (
-        edit(model, {"patches": lambda x: x + 1}),
-        edit(model, {"patches": lambda x: 2 * x}),
+        patch(model, {"patches": lambda x: x + 1}),
+        patch(model, {"patches": lambda x: 2 * x}),
         capture(model, "patches") as nested,
     ):
         model(*inputs())
     with (
-        edit(model, {"patches": lambda x: x + 1, "patche*": lambda x: 2 * x}),
+        patch(model, {"patches": lambda x: x + 1, "patche*": lambda x: 2 * x}),
         capture(model, "patches") as in_order,
     ):
         model(*inputs())
@@ -105,9 +105,9 @@ def test_edits_nest_outside_in_and_patterns_apply_in_order(model, inputs):
     assert torch.equal(in_order["patches"], nested["patches"])
 
 
-def test_gradients_flow_through_an_edit(model, inputs):
+def test_gradients_flow_through_a_patch(model, inputs):
     direction = torch.zeros(128, requires_grad=True)
-    with edit(model, {"joint_blocks.0.x": lambda x: x + direction}):
+    with patch(model, {"joint_blocks.0.x": lambda x: x + direction}):
         model(*inputs()).square().sum().backward()
     assert direction.grad is not None
     assert direction.grad.abs().sum() > 0
@@ -123,24 +123,24 @@ def test_gradients_flow_through_an_edit(model, inputs):
 )
 def test_refuses_another_shape_dtype_or_device(model, inputs, change, got):
     expected = r"the change of patches must return \(2, 16, 128\) float32 on cpu, as it was given, got " + got
-    with pytest.raises(TapError, match=expected), edit(model, {"patches": change}):
+    with pytest.raises(TapError, match=expected), patch(model, {"patches": change}):
         model(*inputs())
 
 
 def test_refuses_what_cannot_work(model, inputs):
-    nothing = edit(model, {"patches": lambda x: None})  # pyright: ignore[reportArgumentType]
+    nothing = patch(model, {"patches": lambda x: None})  # pyright: ignore[reportArgumentType]
     with pytest.raises(TapError, match="must return a tensor, got NoneType"), nothing:
         model(*inputs())
     with pytest.raises(TapError, match="did you mean patches"):
-        edit(model, {"patchs": torch.zeros_like})
+        patch(model, {"patchs": torch.zeros_like})
     with pytest.raises(TapError, match="no change was asked for"):
-        edit(model, {})
+        patch(model, {})
     with (
         pytest.raises(TapError, match="nothing that 'patches' matches was run"),
-        edit(model, {"patches": torch.zeros_like}),
+        patch(model, {"patches": torch.zeros_like}),
     ):
         pass
     with capture(model, "patches") as taps:
         model(*inputs())
     with pytest.raises(TapError, match="nothing was captured of 'conditioning'"):
-        edit(model, {"conditioning": taps})
+        patch(model, {"conditioning": taps})

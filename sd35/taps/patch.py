@@ -17,7 +17,7 @@ Change = Callable[[Tensor], Tensor] | Tensor | Captures
 """A function of the tensor, a tensor to put in its place, or what another run had there."""
 
 
-def edit(
+def patch(
     module: nn.Module,
     changes: Mapping[str, Change],
     *,
@@ -26,18 +26,18 @@ def edit(
 ) -> AbstractContextManager[None]:
     """Replace tensors that a module computes, while the `with` block runs it.
 
-        with sd35.edit(pipe.mmdit, {"joint_blocks.5.x_block.mlp": torch.zeros_like}):  # ablation
+        with sd35.patch(pipe.mmdit, {"joint_blocks.5.x_block.mlp": torch.zeros_like}):  # ablation
             ...
-        with sd35.edit(pipe.mmdit, {"joint_blocks.5.x": lambda x: x + 2 * direction}):  # steering
+        with sd35.patch(pipe.mmdit, {"joint_blocks.5.x": lambda x: x + 2 * direction}):  # steering
             ...
         with sd35.capture(pipe.mmdit, "joint_blocks.*.context") as taps:  # patching A into B
             pipe.generate("a red circle")
-        with sd35.edit(pipe.mmdit, {"joint_blocks.*.context": taps}):
+        with sd35.patch(pipe.mmdit, {"joint_blocks.*.context": taps}):
             pipe.generate("a blue square")
 
     Inside a generation a function is given the rows of one branch at a time, so that it sees the same whether
-    or not the branches share a call. Gradients flow through the edit in the caller's grad mode. Where
-    patterns of one edit overlap, they are applied in their order; of nested edits the outer one comes first.
+    or not the branches share a call. Gradients flow through the patch in the caller's grad mode. Where
+    patterns of one patch overlap, they apply in order; of nested patches the outer one comes first.
 
     Args:
         module: the transformer, a text encoder, the autoencoder, or any part of one.
@@ -63,14 +63,14 @@ def edit(
     for pattern, names in chosen.items():
         for name in names:
             by_name.setdefault(name, []).append((pattern, _replacing(name, changes[pattern])))
-    return _editing([taps[name] for name in by_name], by_name, Selection(steps, branch), list(chosen))
+    return _patching([taps[name] for name in by_name], by_name, Selection(steps, branch), list(chosen))
 
 
 _Replace = Callable[[Tensor, Moment], Tensor]
 
 
 @contextmanager
-def _editing(
+def _patching(
     taps: list[Tap],
     changes: dict[str, list[tuple[str, _Replace]]],
     selection: Selection,
@@ -136,7 +136,7 @@ class _Playback:
         return (
             f"{name} was not captured for step, branch and images {moment.step} {moment.branch} "
             f"{moment.samples}, but for {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}: "
-            "narrow the edit with `steps` and `branch`, or capture more"
+            "narrow the patch with `steps` and `branch`, or capture more"
         )
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .compare import require_fit
 from .component import Component
 from .file import MappedFile
-from .fit import require_fit
 from .values import check_cast, check_finite
 
 Device = torch.device | str
@@ -30,8 +30,8 @@ class Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def fill(module: nn.Module, component: Component, device: Device, dtype: torch.dtype | None) -> None:
-    """Fill a module in place, and put it in eval mode with parameters that want no gradient.
+def load_into(module: nn.Module, component: Component, device: Device, dtype: torch.dtype | None) -> None:
+    """Load a component into a module, which is put in eval mode with parameters that want no gradient.
 
     The fit and the values are checked before anything changes: a module is loaded or left alone.
     Built under `torch.device("meta")`, it has cost no memory until here, and it takes the mapped
@@ -39,7 +39,7 @@ def fill(module: nn.Module, component: Component, device: Device, dtype: torch.d
 
     Args:
         module: built for the component's shapes.
-        component: what to fill it with.
+        component: the tensors.
         device: where the weights go.
         dtype: cast to this; None is `component.dtype`. Integers stay what they are.
 
