@@ -33,7 +33,7 @@ FLOW = (
 )
 """The settings that decide where a solver goes; the rest decide where it begins, and how fast."""
 
-ENCODERS = ("t5", "text_source", "t5_source")
+ENCODERS = ("t5", "text_encoders_source", "clip_l_source", "clip_g_source", "t5_source")
 """What a picture was made with that decides where a solver goes, beside the model."""
 
 

@@ -57,8 +57,8 @@ class Settings:
     model: str = ""  # the source it was loaded from
     made_with: Mapping[str, str] = field(default_factory=dict)
     """The versions "sd35" and "torch"; "device"; "t5", yes or no; "dtype", the transformer's; "vae_dtype",
-    "clip_l_dtype", "clip_g_dtype" and "t5_dtype" where theirs differs; "vae_source", "text_source" and
-    "t5_source" where these came from elsewhere than `model`."""
+    "clip_l_dtype", "clip_g_dtype" and "t5_dtype" where theirs differs; "vae_source",
+    "text_encoders_source", "clip_l_source", ... where these came from elsewhere than `model`."""
 
     def __post_init__(self) -> None:
         self._check_counts()

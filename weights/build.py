@@ -4,9 +4,10 @@ The architecture is read off the shapes. A module is built on torch's meta devic
 until it takes over the tensors of a file (`load_into.py`).
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from math import isqrt
-from typing import cast
+from math import isclose, isqrt
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mmdit import ControlNet, ControlNetConfig, MMDiT, MMDiTConfig, position_table
 from textenc import CLIP, T5, CLIPConfig, T5Config
 from vae import VAE, VAEConfig
+from vae.model import SCALE, SHIFT
 
 from .compare import require_fit
 from .component import Component, described
@@ -42,8 +44,10 @@ def build_component(component: Component) -> nn.Module:
     """Build the empty module of a component's sizes, on the meta device.
 
     Raises:
-        FitError: the sizes cannot be told, because a tensor that decides one is missing or misshapen.
+        FitError: the sizes cannot be told, because a tensor that decides one is missing or misshapen; or the
+            part is of another kind than this project computes, by its keys or by the config.json beside it.
     """
+    _check_kind(component)
     try:
         with torch.device("meta"), Uninitialised():
             return _MODULES[component.part](component)
@@ -53,12 +57,69 @@ def build_component(component: Component) -> nn.Module:
         ) from error
 
 
+CONSTANTS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "mmdit": {"attention_head_dim": (64,), "qk_norm": (None, "rms_norm")},
+    "controlnet": {"attention_head_dim": (64,)},
+    "vae": {
+        "scaling_factor": (SCALE,),
+        "shift_factor": (SHIFT,),
+        "norm_num_groups": (32,),
+        "act_fn": ("silu",),
+    },
+    "clip_l": {"layer_norm_eps": (1e-5,)},
+    "clip_g": {"layer_norm_eps": (1e-5,)},
+    "t5": {
+        "layer_norm_epsilon": (1e-6,),
+        "relative_attention_max_distance": (128,),
+        "feed_forward_proj": ("gated-gelu",),
+    },
+}
+"""What no shape tells, under the names of diffusers and transformers, and the values computed with."""
+
+AUTOENCODERS = {0.3611: "FLUX.1's", 0.18215: "Stable Diffusion 1's and 2's", 0.13025: "Stable Diffusion XL's"}
+"""The scaling factors of other models' autoencoders, some of which have the same keys and shapes."""
+
+
+def _check_kind(component: Component) -> None:
+    """Refuse a part that would load and compute something else.
+
+    Raises:
+        FitError: its config.json contradicts a constant, or it is a ControlNet with a text stream.
+    """
+    where, part = component.where or "this", PARTS[component.part]
+    for name, values in CONSTANTS[component.part].items():
+        told = component.config.get(name, values[0])
+        if not any(_same(told, value) for value in values):
+            known = f" ({AUTOENCODERS[told]})" if name == "scaling_factor" and told in AUTOENCODERS else ""
+            raise FitError(
+                f"{where}: the config.json beside it says {name} {told}{known}, and this project computes "
+                f"the {part} with {' or '.join(map(str, values))}: it is another model's, or trained anew, "
+                "and would give wrong results"
+            )
+    keys = (*component.sources, *component.left_over)
+    if component.part == "controlnet" and any(_JOINT.search(key) for key in keys):
+        raise FitError(
+            f"{where} is a ControlNet whose blocks have a text stream of their own (joint blocks), as those "
+            "for SD3-medium have. It is not supported: those of "
+            "stabilityai/stable-diffusion-3.5-controlnets are"
+        )
+
+
+_JOINT = re.compile(r"\.(add_[qkv]_proj|norm1_context|ff_context|context_block)\.")
+
+
+def _same(told: Any, value: Any) -> bool:
+    """Whether a config says a value; numbers are rounded as a config writes them."""
+    numbers = isinstance(told, int | float) and isinstance(value, int | float)
+    return isclose(told, value, rel_tol=1e-4) if numbers else told == value
+
+
 def _clip(component: Component) -> CLIP:
-    """Build a CLIP encoder; what no shape tells is config.json's word, or else the part's custom."""
-    custom = "quick_gelu" if component.part == "clip_l" else "gelu"
+    """Build a CLIP encoder; what no shape tells is as config.json says, or else usual for the part."""
+    usual = "quick_gelu" if component.part == "clip_l" else "gelu"
     config = CLIPConfig.from_shapes(
         component.shapes(),
-        activation=component.config.get("hidden_act", custom),
+        activation=component.config.get("hidden_act", usual),
         num_heads=component.config.get("num_attention_heads"),
     )
     return CLIP(config)

@@ -9,6 +9,7 @@ from torch import nn
 
 from .component import Component
 from .errors import FitError
+from .fetch import what_to_fetch
 from .keys import to_theirs
 from .parts import DIFFUSERS, PARTS
 
@@ -16,7 +17,7 @@ FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3")
 """The dtypes that weights may have; all are cast without scales."""
 
 OPTIONAL = {"controlnet": re.compile(r"pos_embed\.proj\..*")}
-"""Keys that a file may hold for nothing: a ControlNet that uses the base's patches never reads its own."""
+"""Keys that a file may hold and that nothing reads: a ControlNet uses the base's patches, not its own."""
 
 SHOWN = 24
 """Rows of one kind that a table lists before it counts the rest."""
@@ -94,7 +95,7 @@ def require_fit(component: Component, module: nn.Module) -> None:
         summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         raise FitError(
             f"{component.where} does not fit the {PARTS[component.part]} ({summary}), "
-            f"and nothing was loaded. {_advice(misfits)}\n{table(misfits)}"
+            f"and nothing was loaded. {_advice(component, misfits)}\n{table(misfits)}"
         )
 
 
@@ -111,17 +112,16 @@ def table(misfits: Sequence[Misfit]) -> str:
     )
 
 
-def _advice(misfits: Sequence[Misfit]) -> str:
+def _advice(component: Component, misfits: Sequence[Misfit]) -> str:
     """What to do about it."""
     if any("scale_weight" in misfit.name or "scaled_fp8" in misfit.name for misfit in misfits):
-        return (
-            "It is a scaled fp8 file, which is not supported: fetch t5xxl_fp16 or t5xxl_fp8_e4m3fn instead."
-        )
+        fetch = what_to_fetch(component.part, {component.part: component})
+        return f"Its weights are in fp8 with scales, which are not supported: fetch {fetch} instead."
     return "Fetch the file again, or check that it is of this model."
 
 
 def _names_in_file(component: Component, names: list[str]) -> dict[str, str]:
-    """What the file calls, or should call, each of our tensors."""
+    """What the file calls, or should call, each of our tensors; without a trainer's wrappers."""
     if component.layout == "official":
         return {name: component.prefix + name for name in names}
     recipes, unknown = to_theirs(names, DIFFUSERS[component.part][1])

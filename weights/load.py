@@ -5,7 +5,7 @@ mapped from the file: nothing is read before it is used, and there is no second 
 device or the dtype asks for one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -114,29 +114,21 @@ def load_textenc(
             not there and says what to fetch. What headers can tell of any is told before one is loaded.
     """
     asked = {"clip_l": clip_l, "clip_g": clip_g, "t5": t5}
-    here = [part for part, where in asked.items() if where is True]
-    main = resolve(source, here)
-    vocabularies = main if tokenizers is None else resolve(tokenizers, ())
-    found: dict[str, Component] = {}
-    for part, where in asked.items():
-        if where is not False:
-            found[part] = (main if where is True else resolve(where, [part])).component(part)
-    # Headers and tokenizers come first: they are quick to read, and a bad one should not cost a download.
-    for component in found.values():
-        check_fit(component)
-    read = {part: _tokenizer(part, vocabularies) for part in found}
-    dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(found, dtype)
-    loaders = {part: Loader(found[part], device, dtypes.get(part) or found[part].dtype) for part in found}
-    encoders: dict[str, Any] = loaders if one_by_one else {part: load() for part, load in loaders.items()}
-    return TextEncoder(
-        clip_l=encoders.get("clip_l"),
-        clip_g=encoders.get("clip_g"),
-        t5=encoders.get("t5"),
-        tokenizer_l=read.get("clip_l"),
-        tokenizer_g=read.get("clip_g"),
-        tokenizer_t5=read.get("t5"),
-        widths=Widths() if len(found) == len(asked) else _widths(source, found),
-    )
+    main = resolve(source, [part for part, where in asked.items() if where is True])
+    places = {
+        part: main if where is True else resolve(where, [part])
+        for part, where in asked.items()
+        if where is not False
+    }
+    components = {part: place.component(part) for part, place in places.items()}
+    modules = {part: check_fit(component) for part, component in components.items()}
+    where = [main, *places.values()] if tokenizers is None else [resolve(tokenizers, ())]
+    read = {part: read_tokenizer(part, where) for part in components}
+    left_out = asked.keys() - components.keys()  # what the source says of their widths still counts
+    rest = resolve(source, ["mmdit", *sorted(left_out)]).components if left_out else {}
+    widths = widths_of({**rest, **components})
+    dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(components, dtype)
+    return join_textenc(components, modules, read, widths, device, dtypes, one_by_one=one_by_one)
 
 
 @dataclass(frozen=True)
@@ -152,37 +144,94 @@ class Loader:
         return load_component(self.component, self.device, self.dtype)
 
 
-def _tokenizer(part: str, source: Source) -> Any:
-    """Read the tokenizer of one encoder."""
+def join_textenc(
+    components: Mapping[str, Component],
+    modules: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, Any],
+    widths: Widths,
+    device: Device,
+    dtypes: Mapping[str, torch.dtype | None],
+    *,
+    one_by_one: bool,
+) -> TextEncoder:
+    """Load encoders that were found and join them with their tokenizers.
+
+    Args:
+        components: the encoders, by part; one that is not here is left out.
+        modules: what `check_fit` gave for each.
+        tokenizers: what `read_tokenizer` gave for each.
+        widths: of all three, see `widths_of`.
+        device: where the weights go.
+        dtypes: part to what it is cast to; None, or no entry, keeps what its file holds.
+        one_by_one: load each encoder when a prompt is encoded, and free it before the next.
+    """
+    encoders: dict[str, Any] = {}
+    for part, component in components.items():
+        dtype = dtypes.get(part) or component.dtype
+        if one_by_one:
+            encoders[part] = Loader(component, device, dtype)
+        else:
+            encoders[part] = load_component(component, device, dtype, modules[part])
+    return TextEncoder(
+        clip_l=encoders.get("clip_l"),
+        clip_g=encoders.get("clip_g"),
+        t5=encoders.get("t5"),
+        tokenizer_l=tokenizers.get("clip_l"),
+        tokenizer_g=tokenizers.get("clip_g"),
+        tokenizer_t5=tokenizers.get("t5"),
+        widths=widths,
+    )
+
+
+def read_tokenizer(part: str, sources: Sequence[Source]) -> CLIPTokenizer | T5Tokenizer:
+    """Read the tokenizer of one encoder from the first source that has it.
+
+    Raises:
+        MissingComponent: none has it; the message says which small files to fetch.
+    """
+    folder = next((one for one in sources if part in one.tokenizers), sources[0]).tokenizer(part)
     if part == "t5":
-        return T5Tokenizer.load(source.tokenizer(part))
-    return CLIPTokenizer.load(source.tokenizer(part), pad_with_end=part == "clip_l")
+        return T5Tokenizer.load(folder)
+    return CLIPTokenizer.load(folder, pad_with_end=part == "clip_l")
 
 
-def _widths(source: str | Path, found: Mapping[str, Component]) -> Widths:
-    """How wide the encoders that were left out would be: what the source itself says, else SD3's widths."""
-    keys = {
+def widths_of(components: Mapping[str, Component]) -> Widths:
+    """How wide each text encoder is, or would be: by its own tensors, else by the MM-DiT's, else as SD3's."""
+    norms = {
         "clip_l": "text_model.final_layer_norm.weight",
         "clip_g": "text_model.final_layer_norm.weight",
         "t5": "encoder.final_layer_norm.weight",
     }
-    known = {part: component.shapes()[keys[part]][0] for part, component in found.items()}
-    rest = resolve(source, ["mmdit", *(part for part in keys if part not in known)]).components
-    known |= {part: rest[part].shapes()[keys[part]][0] for part in keys if part in rest}
-    if "mmdit" in rest:
-        known.setdefault("t5", rest["mmdit"].shapes()["context_embedder.weight"][1])
+    known = {part: components[part].shapes()[norm][0] for part, norm in norms.items() if part in components}
+    if "mmdit" in components:
+        shapes = components["mmdit"].shapes()
+        known.setdefault("t5", shapes["context_embedder.weight"][1])
+        pooled = shapes["y_embedder.mlp.0.weight"][1]
+        known.setdefault("clip_l", pooled - known["clip_g"] if "clip_g" in known else min(768, pooled // 2))
+        known.setdefault("clip_g", pooled - known["clip_l"])
     names = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "context"}
     return Widths(**{names[part]: width for part, width in known.items()})
 
 
 def load_component(
-    component: Component, device: Device = "cpu", dtype: torch.dtype | None = None
+    component: Component,
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+    module: nn.Module | None = None,
 ) -> nn.Module:
     """Load one part that `resolve` found: build, check, and only then load.
+
+    Args:
+        component: the part.
+        device: where the weights go.
+        dtype: cast to this; None keeps what the file holds.
+        module: the empty module that `check_fit` built for it. It is taken over, once: the next load builds
+            another.
 
     Raises:
         CheckpointError: as `load_mmdit`.
     """
-    module = build_component(component)
+    if module is None or not all(tensor.is_meta for tensor in module.state_dict().values()):
+        module = build_component(component)
     load_into(module, component, device, dtype)
     return module

@@ -81,8 +81,8 @@ def projection_distance(component: Component) -> float | None:
     if component.part != "clip_l" or name not in component.unit.infos:
         return None
     file = component.unit.folder.path(component.unit.files[name])
-    weight: Tensor = MappedFile(file)[name].float()
-    return float((weight - torch.eye(*weight.shape)).abs().max())
+    weight: Tensor = MappedFile(file)[component.unit.stored[name]].float()
+    return float((weight - torch.eye(*weight.shape, dtype=weight.dtype)).abs().max())
 
 
 def _may_overflow(stored: torch.dtype, ready: torch.dtype) -> bool:

@@ -45,11 +45,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--vae", metavar="SOURCE", help="another source for the autoencoder")
     group.add_argument(
-        "--t5",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="load T5, the largest text encoder (the default), or leave it out",
+        "--tokenizers", metavar="SOURCE", help="another source for tokenizers: small files, no weights"
     )
+    group.add_argument("--clip-l", metavar="SOURCE", help="another source for the text encoder CLIP-L")
+    group.add_argument("--clip-g", metavar="SOURCE", help="another source for the text encoder CLIP-G")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--t5", metavar="SOURCE", help="another source for T5, the largest text encoder")
+    which.add_argument("--no-t5", dest="t5", action="store_const", const=False, help="leave T5 out")
     group.add_argument(
         "--one-by-one", action="store_true", help="keep one text encoder in memory at a time, to save memory"
     )
@@ -208,25 +210,25 @@ def load_pipeline(
     """
     from ..attention import check_blocks
     from ..device import as_device, as_dtype
-    from ..loading import find, load
+    from ..found import find
+    from ..loading import load_found
     from ..size import check_size
 
     made = settings.made_with
     device = as_device(args.device)
-    source, vae = args.model or settings.model or "tiny", args.vae or made.get("vae_source")
-    found = find(source, vae)
+    with_t5 = made.get("t5") != "no" if args.t5 is None else args.t5 is not False
+    chosen = {
+        name: getattr(args, name) or made.get(f"{name}_source")
+        for name in ("text_encoders", "clip_l", "clip_g", "t5", "tokenizers", "vae")
+    }
+    options: dict[str, Any] = {name: place for name, place in chosen.items() if place}
+    options |= {} if with_t5 else {"t5": False}
+    found = find(args.model or settings.model or "tiny", **options)
     width, height = settings.width or found.size.width, settings.height or found.size.height
     check_size(width, height, found.mmdit, found.vae)
     check_blocks(blocks, found.mmdit.depth)
-    with_t5 = made.get("t5") != "no" if args.t5 is None else args.t5
-    pipe = load(
-        source,
-        device,
-        as_dtype(args.dtype or dtype) or _dtypes(made),
-        text=args.text_encoders or made.get("text_source", True),
-        t5=with_t5 and made.get("t5_source", True),
-        vae=vae,
-        one_by_one=args.one_by_one,
+    pipe = load_found(
+        found, device, as_dtype(args.dtype or dtype) or _dtypes(made), one_by_one=args.one_by_one
     )
     drawn_on = made.get("device", device.type)
     if args.device == "auto" and dtype is None and drawn_on != device.type:

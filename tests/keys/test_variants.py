@@ -5,9 +5,10 @@ import json
 import pytest
 
 from weights.build import build_component
-from weights.component import components_of, read_unit
+from weights.component import components_of
 from weights.file import Header, TensorInfo
 from weights.folder import Nowhere
+from weights.unit import read_unit
 from weights.variants import describe
 
 
