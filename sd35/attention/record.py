@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdit import MMDiT
 from textenc import Encoding
 
-from ..guided import Branch
+from ..evaluation import Branch
 from ..taps import BudgetError, TapError
 from ..taps.match import near
 from ..taps.moment import Moment, Selection

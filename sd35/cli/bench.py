@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from .arguments import add_model, load_pipeline
+from .model import add_model, load_pipeline
 
 SUMMARY = "measure how long the stages take here"
 

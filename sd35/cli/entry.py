@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import attention, bench, edit, generate, inspect, invert, train, verify
+from ..version import release
+from . import attention, bench, edit, generate, inspect, invert, listing, train, verify
 
 COMMANDS = {
     "generate": generate,
@@ -16,6 +17,7 @@ COMMANDS = {
     "verify": verify,
     "train": train,
     "bench": bench,
+    "list": listing,
 }
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    _open_streams()
     args = _parser().parse_args(argv)
     name = f"sd35 {args.command}"
     try:
@@ -48,10 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISTAKE if isinstance(error, ValueError | OSError) else FAILED
 
 
+def _open_streams() -> None:
+    """Give stdout and stderr where the caller has closed them (`2>&-`); what is printed there is lost."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process runs
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sd35", description="Stable Diffusion 3.5: draw pictures, look into models, measure."
     )
+    parser.add_argument("--version", action="version", version=f"sd35 {release()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(

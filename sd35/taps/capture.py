@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..guided import Branch
+from ..evaluation import Branch
 from .captures import Captures, Record
 from .dims import dims_of
 from .errors import BudgetError, TapError

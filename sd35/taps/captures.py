@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import check_output, written
-from ..guided import Branch
+from ..evaluation import Branch
+from ..saved.write import check_output, written
 from .errors import TapError
 from .match import Pattern, match, near
 from .sizes import size

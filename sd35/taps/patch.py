@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor, nn
 
-from ..guided import Branch
+from ..evaluation import Branch
 from .captures import Captures, Record
 from .errors import TapError
 from .match import match

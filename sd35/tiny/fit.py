@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
 
 from ..errors import SettingsError
-from ..files import written
+from ..saved.write import written
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ TWO = (Prompt("a"), Prompt("b"))
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 10000, got 0"),
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"steps": True}, "steps must be a whole number"),
         ({"images_per_prompt": 0}, "images_per_prompt must be a whole number"),
@@ -22,8 +22,8 @@ TWO = (Prompt("a"), Prompt("b"))
         ({"width": 0}, "width must be a whole number of at least 1"),
         ({"width": 100}, "width must be a multiple of 16, got 100; the nearest is 96"),
         ({"height": 8}, "height must be a multiple of 16, got 8; the nearest is 16"),
-        ({"seed": -1}, "seed must be 0 to 4294967295, got -1"),
-        ({"seed": 2**32}, "seed must be 0 to 4294967295"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be a whole number from 0 to 4294967295"),
         ({"seed": 2**32 - 1, "images_per_prompt": 2}, r"image k of 2 has the seed \+ k"),
         ({"guidance_scale": nan}, "guidance_scale must be a finite number, got nan"),
         ({"guidance_scale": inf}, "guidance_scale must be a finite number"),

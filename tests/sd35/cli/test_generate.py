@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from flow import SkipLayer
 from sd35 import Guidance, Settings, load, read_settings
 from sd35.cli import generate
-from sd35.metadata import png_info
+from sd35.saved.png import png_info
 
 QUICK = ("--steps", "2")
 
@@ -197,11 +197,11 @@ def test_what_was_cut_is_told(sd35, model_folder, tmp_path) -> None:
         (["--prompts-file", "absent.txt"], "No such file or directory: absent.txt"),
         (["a", "--width", "100"], "width must be a multiple of 16, got 100; the nearest is 96"),
         (["a", "--width", "144"], "width must be at most 128"),
-        (["a", "--steps", "0"], "steps must be a whole number of at least 1"),
+        (["a", "--steps", "0"], "steps must be a whole number from 1 to"),
         (["a", "--solver", "magic"], "solver must be one of euler"),
         (["a", "--policy", "magic"], "policy must be one of"),
         (["a", "--cfg", "nan"], "guidance_scale must be a finite number"),
-        (["a", "--seed", "-1"], "seed must be 0 to"),
+        (["a", "--seed", "-1"], "seed must be a whole number from 0 to"),
         (["a", "--bits", "9"], "8 or 16 bits"),
         (["a", "--device", "tpu"], "no kind of device 'tpu'"),
         (["a", "--dtype", "int4"], "dtype must be one of"),
@@ -240,7 +240,7 @@ def test_overwriting_has_to_be_allowed(sd35, model_folder, tmp_path) -> None:
 
 @pytest.mark.parametrize("where", ["sampling", "writing"])
 def test_an_interruption_leaves_no_file(sd35, model_folder, tmp_path, monkeypatch, where) -> None:
-    from sd35.guided import GuidedVelocity
+    from sd35.velocity import GuidedVelocity
 
     def interrupt(*_) -> None:
         raise KeyboardInterrupt

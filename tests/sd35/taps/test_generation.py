@@ -62,7 +62,7 @@ def test_unknown_steps_and_branches(model, generate, inputs):
         with pytest.raises(TapError, match="whole numbers"):
             capture(model, TAP, steps=steps)
     with (
-        pytest.raises(TapError, match=r"run the transformer through .*with `velocity\.step` set"),
+        pytest.raises(TapError, match=r"run the transformer through .*with sigmas="),
         capture(model, TAP, steps=[0]),
     ):
         model(*inputs())

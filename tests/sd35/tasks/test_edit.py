@@ -1,17 +1,25 @@
 """From a picture under one prompt to a picture under another."""
 
 import copy
+from functools import partial
 from itertools import groupby
 
 import pytest
 import torch
 
 import flow
-from sd35 import Control, NonFiniteError, SettingsError, State, capture
-from sd35.editing import EditMethod
+from sd35 import NonFiniteError, SettingsError, State, capture
+from sd35.methods import EditMethod
 
 FIELD = {"steps": 4, "guidance_scale": 2.0}
 OWN = {"steps": 4, "guidance_scale": 2.0, "source_guidance_scale": 2.0}
+
+
+def own(method: str) -> dict:
+    """What tells of the picture; rf_inversion goes up without a prompt."""
+    return FIELD if method == "rf_inversion" else OWN | {"source_prompt": "a red circle"}
+
+
 METHODS: list[EditMethod] = ["inversion", "flow_edit", "rf_inversion"]
 
 
@@ -40,17 +48,17 @@ def test_accuracy_is_that_of_the_inverse(pipe, result) -> None:
 
 
 def test_full_control_returns_to_the_picture(pipe, result) -> None:
-    control = Control(toward_data=1.0, interval=(0.0, 1.0))
-    held = pipe.edit(result.latents, "b", "a", method="rf_inversion", control=control, **OWN)
+    edit = partial(pipe.edit, result.latents, "b", method="rf_inversion", **FIELD)
+    held = edit(eta=1.0, eta_interval=(0.0, 1.0))
     assert psnr(held.latents, result.latents) > 60
-    loose = pipe.edit(result.latents, "b", "a", method="rf_inversion", control=Control(toward_data=0), **OWN)
+    loose = edit(eta=0)
     assert psnr(loose.latents, result.latents) < 40
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_another_prompt_draws_another_picture_and_less_strength_one_nearer(pipe, result, method) -> None:
     whole, part = (
-        pipe.edit(result.latents, "a blue star", "a red circle", method=method, strength=strength, **OWN)
+        pipe.edit(result.latents, "a blue star", method=method, strength=strength, **own(method))
         for strength in (1.0, 0.25)
     )
     assert psnr(whole.latents, result.latents) < psnr(part.latents, result.latents)
@@ -61,7 +69,7 @@ def test_another_prompt_draws_another_picture_and_less_strength_one_nearer(pipe,
 @pytest.mark.parametrize("method", ["flow_edit", "rf_inversion"])
 def test_the_seed_decides_what_is_drawn(pipe, result, method) -> None:
     first, again, other = (
-        pipe.edit(result.latents, "b", "a", method=method, seed=seed, **OWN).latents for seed in (1, 1, 2)
+        pipe.edit(result.latents, "b", method=method, seed=seed, **own(method)).latents for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -103,22 +111,29 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
         ({"method": "wish"}, "method must be one of inversion, flow_edit, rf_inversion; got 'wish'"),
         ({"solver": "sde"}, "an edit needs a solver without"),
         ({"strength": 0.0}, "strength must be above 0"),
-        ({"width": 64}, "settings are those of 64 x"),
-        ({"average": 0, "method": "flow_edit"}, "average must be at least 1"),
-        ({"accuracy": 1e-3, "method": "flow_edit"}, "accuracy is of the exact inverse, and this edit takes"),
-        ({"accuracy": 1e-3, "solver": "bitexact"}, "accuracy is of the exact inverse, and this edit takes"),
-        ({"accuracy": 0.0}, "accuracy must be at least"),
+        ({"width": 64}, "width: that is told by the picture itself"),
+        ({"method": "flow_edit", "solver": "heun"}, "solver has no effect here, only with inversion and rf"),
+        ({"seed": 3}, "seed has no effect here, only with flow_edit and rf_inversion"),
+        ({"negative": "c", "guidance_scale": 1}, "negative has no effect here, only with a guidance scale"),
+        ({"colour": 1}, "there is no setting colour; there are prompts, negative, seed"),
+        ({"average": 0, "method": "flow_edit"}, "average must be a whole number of at least 1"),
         (
-            {"control": Control()},
-            r"control \(γ, η and where η acts\) is of rf_inversion, and this edit takes",
+            {"accuracy": 1e-3, "method": "flow_edit"},
+            "accuracy has no effect here, only with the method inversion",
         ),
+        (
+            {"accuracy": 1e-3, "solver": "bitexact"},
+            "accuracy has no effect here, only with the method inversion",
+        ),
+        ({"accuracy": 0.0}, "accuracy must be positive"),
+        ({"gamma": 0.5}, "gamma has no effect here, only with rf_inversion"),
         (
             {"average": 2, "method": "rf_inversion"},
-            "average is of flow_edit, and this edit takes another way",
+            "average has no effect here, only with flow_edit",
         ),
         (
-            {"control": Control(toward_data=2), "method": "rf_inversion"},
-            r"strength must lie in \[0, 1\], got 2",
+            {"eta": 2, "method": "rf_inversion"},
+            r"eta must be in \[0, 1\], got 2",
         ),
     ],
 )
@@ -126,13 +141,13 @@ def test_what_cannot_be_done_is_refused_before_work(pipe, result, monkeypatch, o
     def fail(*_arguments) -> None:
         pytest.fail("the transformer ran")
 
-    monkeypatch.setattr("sd35.guided.GuidedVelocity.__call__", fail)
+    monkeypatch.setattr("sd35.velocity.GuidedVelocity.__call__", fail)
     with pytest.raises(ValueError, match=message):
-        pipe.edit(result.latents, "b", "a", **(OWN | options))
+        pipe.edit(result.latents, "b", **(own(options.get("method", "")) | options))
 
 
 def test_prompts_and_companions_must_fit(pipe, result) -> None:
-    with pytest.raises(SettingsError, match="which prompt was the picture drawn from"):
+    with pytest.raises(SettingsError, match="which prompt was it drawn from"):
         pipe.edit(result.latents, "b")
     with pytest.raises(SettingsError, match="a prompt for each of 1 pictures, got 2"):
         pipe.edit(result.latents, ["b", "c"], "a")
@@ -152,11 +167,12 @@ def test_prompts_and_companions_must_fit(pipe, result) -> None:
     ],
 )
 def test_hooks_can_tell_the_steps_apart(pipe, result, method, order) -> None:
+    edit = partial(pipe.edit, result.latents, "b", method=method, **own(method))
     with capture(pipe.mmdit, "output", branch="cond", reduce=torch.linalg.norm) as taps:
-        pipe.edit(result.latents, "b", "a", method=method, **OWN)
+        edit()
     assert [step for step, _ in groupby(record.step for record in taps.records)] == order
     with capture(pipe.mmdit, "output", steps=[3], reduce=torch.linalg.norm) as taps:
-        pipe.edit(result.latents, "b", "a", method=method, **OWN)
+        edit()
     assert {record.step for record in taps.records} == {3}
 
 
@@ -175,7 +191,7 @@ def test_nan_names_its_step(pipe, result) -> None:
 
 @pytest.mark.parametrize("method", ["inversion", "rf_inversion"])
 def test_both_halves_show_how_far_they_are(pipe, result, capsys, method) -> None:
-    pipe.edit(result.latents, "b", "a", method=method, progress=True, **OWN)
+    pipe.edit(result.latents, "b", method=method, progress=True, **own(method))
     out, err = capsys.readouterr()
     assert out == ""
     last = [line for line in err.replace("\r", "\n").splitlines() if "4/4" in line]
@@ -185,11 +201,11 @@ def test_both_halves_show_how_far_they_are(pipe, result, capsys, method) -> None
 
 def test_a_reversible_state_can_be_edited_in_other_ways_too(pipe) -> None:
     drawn = pipe.generate("a red circle", seed=4, solver="reversible_heun", **FIELD)
-    for options in ({"method": "flow_edit", "solver": "euler"}, {"strength": 0.5}):
+    for options in ({"method": "flow_edit"}, {"strength": 0.5}):
         assert pipe.edit(drawn.state(), "a blue star", **options).image.isfinite().all()
 
 
 def test_a_pull_that_never_acts_is_told(pipe, result) -> None:
-    held = {"method": "rf_inversion", **OWN}
-    assert "which is never" in pipe.edit(result.latents, "b", "a", strength=0.25, **held).notes[0]
-    assert pipe.edit(result.latents, "b", "a", strength=1.0, **held).notes == ()
+    held = {"method": "rf_inversion", **FIELD}
+    assert "which is never" in pipe.edit(result.latents, "b", strength=0.25, **held).notes[0]
+    assert pipe.edit(result.latents, "b", strength=1.0, **held).notes == ()

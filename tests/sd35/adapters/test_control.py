@@ -3,7 +3,7 @@ import torch
 from safetensors import safe_open
 
 from mmdit import ControlNet, ControlNetConfig
-from sd35.control import CONTROL_TYPES, control_image, control_type_of
+from sd35.adapters.control import CONTROL_TYPES, control_image, control_type_of
 
 
 def small(*, typed: bool = True) -> ControlNet:

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from sd35 import Settings, SettingsError, read_settings
-from sd35.metadata import parameters, png_info
+from sd35.saved.png import parameters, png_info
 from textenc import Prompt
 
 SETTINGS = Settings(

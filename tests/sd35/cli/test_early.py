@@ -39,11 +39,11 @@ def run(sd35, model_folder, picture, tmp_path, monkeypatch):
         (("attention", "a circle", "--at-step", "-1"), "--at-step must be 0 to 27, got -1"),
         (("edit", "PICTURE", "b", "-o", "b.png", "--method", "wish"), "method must be one of inversion"),
         (("edit", "PICTURE", "b", "-o", "b.png", "--strength", "0"), "strength must be above 0"),
-        (("invert", "PICTURE", "-o", "n.safetensors", "--method", "guess"), "there is no method 'guess'"),
-        (("invert", "PICTURE", "-o", "n.safetensors", "--accuracy", "0"), "accuracy must be at least"),
+        (("invert", "PICTURE", "-o", "n.safetensors", "--method", "guess"), "method must be one of exact"),
+        (("invert", "PICTURE", "-o", "n.safetensors", "--accuracy", "0"), "accuracy must be positive"),
         (
             ("invert", "PICTURE", "-o", "n.safetensors", "--method", "naive", "--accuracy", "1e-3"),
-            "--accuracy is of the exact method",
+            "accuracy has no effect here, only with the exact method",
         ),
     ],
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import SettingsError
+from ..errors import SettingsError
 
 
 def check_output(paths: Sequence[Path], *, suffix: str, overwrite: bool) -> None:
@@ -51,6 +51,7 @@ def written(path: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         yield temporary
         _refuse_existing(path, overwrite=overwrite)
+        temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner may read
         temporary.replace(path)
     except OSError as error:
         if error.filename != str(temporary):
@@ -58,6 +59,13 @@ def written(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise type(error)(error.errno, f"{error.strerror}: cannot write {path}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What new files of this process are not allowed; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _refuse_existing(path: Path, *, overwrite: bool) -> None:

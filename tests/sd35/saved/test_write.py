@@ -5,7 +5,7 @@ import os
 import pytest
 
 from sd35 import SettingsError
-from sd35.files import check_output, written
+from sd35.saved.write import check_output, written
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path) -> None:

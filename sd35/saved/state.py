@@ -12,9 +12,9 @@ from torch import Tensor
 
 from flow import Companion
 
-from .errors import SettingsError
-from .files import check_output, written
-from .settings import Settings
+from ..errors import SettingsError
+from ..settings import Settings
+from .write import check_output, written
 
 FORMAT = "sd35.State 1"
 """Of saved states; the number goes up when a reader of the one before would go wrong."""
