@@ -147,16 +147,16 @@ class Editing:
         Number(0, 1),
         "rf_inversion: η, pull toward the picture; 1 returns to it",
         decides="flow",
-        acts=lambda one: one.method == "rf_inversion",
-        where="with rf_inversion",
+        acts=lambda one: one.method == "rf_inversion" and one.pulls,
+        where="with rf_inversion, where the edit begins above the low end of eta_interval",
     )
     eta_interval: tuple[float, float] = setting(
         (0.75, 1.0),
         Numbers(("LOW", "HIGH"), levels=True),
         "rf_inversion: noise levels at which it pulls toward the picture; the early ones keep the layout",
         decides="flow",
-        acts=lambda one: one.method == "rf_inversion" and one.eta != 0,
-        where="with rf_inversion and an η above 0",
+        acts=lambda one: one.method == "rf_inversion" and one.eta != 0 and one.pulls,
+        where="with rf_inversion, an η above 0, and where the edit begins above its low end",
     )
     precision: Precision = _precision()
 
@@ -172,6 +172,11 @@ class Editing:
     def dtype(self) -> str | None:
         """What is computed in, if not in the model's own: undoing repeats the generation's velocities."""
         return None if self.undoes or self.precision == "model" else "float32"
+
+    @property
+    def pulls(self) -> bool:
+        """Whether the edit passes noise levels at which η acts."""
+        return True
 
     @property
     def inverse(self) -> str | None:

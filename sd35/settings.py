@@ -220,7 +220,7 @@ class Settings:
     )
     """The versions "sd35" and "torch"; "device"; "t5", yes or no; "dtype", the transformer's; "vae_dtype",
     "clip_l_dtype", "clip_g_dtype" and "t5_dtype" where theirs differs; "vae_source", "text_encoders_source",
-    "clip_l_source", ... where these came from elsewhere than `model`; "weights", a hash of the files' headers."""
+    "clip_l_source", ... where these came from elsewhere than `model`; "weights", a hash of the headers."""
 
     def __post_init__(self) -> None:
         from flow import SOLVERS

@@ -122,6 +122,12 @@ class Edit(Editing):
             "inversion": (("seed",), "with flow_edit and rf_inversion, which draw noise"),
             "flow_edit": (("solver", "solver_options"), "with inversion and rf_inversion"),
         }
+        left_out = flow.start_step(self.before.steps, self.strength)
+        if "guidance" in given and 0 < self.after.guidance.zero_steps <= left_out:
+            raise SettingsError(
+                f"zero_steps has no effect here: at strength {self.strength:g} the edit begins at step {left_out}, "
+                "after they have passed: leave it out"
+            )
         names, where = idle.get(self.method, ((), ""))
         for name in names:
             if name in given:
@@ -131,6 +137,11 @@ class Edit(Editing):
     def undoes(self) -> bool:
         """Whether a generation is undone from its companion."""
         return self.companion is not None
+
+    @property
+    def pulls(self) -> bool:
+        """Whether the edit passes noise levels at which η acts."""
+        return bool(self.sigmas[0] > self.eta_interval[0])
 
     @property
     def inverse(self) -> str | None:
@@ -282,7 +293,7 @@ def _held_near(
 ) -> Way:
     """RF-Inversion: up without a prompt and without guidance, down with the prompt, held near the latents."""
     sigmas, notes = request.sigmas, ()
-    if sigmas[0] <= request.eta_interval[0]:
+    if not request.pulls:
         notes = (
             f"at strength {request.strength:g} the edit begins at noise level {float(sigmas[0]):.3g}; η acts "
             f"from {request.eta_interval[0]:g} up, which is never: nothing pulls toward the picture",
@@ -300,7 +311,7 @@ def _held_near(
     solver = flow.SOLVERS[after.solver]
     rising = solver.run(upward, latents, sigmas.flip(0), **after.solver_options)
     bar = "inverting" if progress else None
-    noise = flow.last(watched(model, rising, sigmas, backward=True, bar=bar)).x
+    noise = flow.last(watched(model, rising, sigmas, rising=True, bar=bar)).x
     return solver.run(downward, noise, sigmas, **after.solver_options), notes
 
 

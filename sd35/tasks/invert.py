@@ -285,7 +285,7 @@ def way_back(
         **how.options,
     )
     reports, x = [], latents
-    for step in watched(model, steps, sigmas, backward=True, bar="inverting" if progress else None):
+    for step in watched(model, steps, sigmas, bar="inverting" if progress else None):
         x = step.x
         reports.append(step.report)
     return x, Report("undo" if how.undoes else how.method, settings.solver, tuple(reports))

@@ -1,9 +1,8 @@
-"""Running a solver to its end, with a bar, and with the step named where a state is no longer finite."""
+"""Taking the steps of a solver with a bar, and naming the step in which the transformer gave NaN."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,45 +20,28 @@ def watched(
     steps: Iterable[Taken],
     sigmas: Tensor,
     *,
-    backward: bool = False,
+    rising: bool = False,
     bar: str | None = None,
 ) -> Iterator[Taken]:
-    """Take steps, and see at the end whether every state was finite.
-
-    What is counted stays on the device until then, so that no step waits for it.
+    """Take steps.
 
     Args:
         model: what they run in.
         steps: as `flow` makes them; each is computed when it is asked for.
-        sigmas: the noise levels of the way from noise to data, (steps + 1,).
-        backward: the steps go from data to noise.
+        sigmas: the noise levels of the generation, falling, (steps + 1,).
+        rising: a solver runs through them from the end, and counts so.
         bar: show a bar of this name, which may be empty, on stderr; None shows none.
 
     Raises:
-        NonFiniteError: a state is NaN or infinite; the error names the first step that made one.
+        NonFiniteError: the transformer gave NaN or infinity; on a device it is told after the last step, for
+            which alone the device is waited for.
     """
     count = len(sigmas) - 1
-    numbers = range(count)[::-1] if backward else range(count)
-    bad: list[Tensor] = []
-    x: Tensor | None = None
     try:
-        shown = tqdm(steps, desc=bar or None, total=count, unit="step", disable=bar is None)
-        for step in shown:
-            x = step.x
-            bad.append(x.isfinite().logical_not().sum())
-            yield step
+        yield from tqdm(steps, desc=bar or None, total=count, unit="step", disable=bar is None)
     except VelocityError as error:
         if "finite" not in error.fault:
             raise
-        number = numbers[len(bad)] if len(bad) < count else numbers[-1]
-        raise NonFiniteError(
-            "transformer", model.dtype, "some", step=number, sigma=float(sigmas[number])
-        ) from error
-    if x is None:
-        return
-    counts = torch.stack(bad).tolist()
-    if counts[-1]:
-        first = next(index for index, found in enumerate(counts) if found)
-        number = numbers[min(first, count - 1)]
-        told = f"{counts[first]} of {x.numel()}"
-        raise NonFiniteError("transformer", model.dtype, told, step=number, sigma=float(sigmas[number]))
+        number = count - 1 - error.number if rising else error.number
+        sigma = float(sigmas[number + 1 if rising else number])
+        raise NonFiniteError("transformer", model.dtype, "some", step=number, sigma=sigma) from error

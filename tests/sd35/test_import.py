@@ -25,7 +25,9 @@ def test_neither_the_package_nor_its_command_line_imports_torch() -> None:
 def test_every_public_name_is_there() -> None:
     names = [name for names in sd35.HOMES.values() for name in names]
     assert set(names) <= set(dir(sd35))
-    assert set(names) == set(re.findall(r"import (\w+) as \1$", Path(sd35.__file__).read_text(), re.MULTILINE))
+    assert set(names) == set(
+        re.findall(r"import (\w+) as \1$", Path(sd35.__file__).read_text(), re.MULTILINE)
+    )
     for name in names:
         assert getattr(sd35, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -1,6 +1,5 @@
 """The guided velocity: what a sample gets does not depend on how it is batched."""
 
-
 import pytest
 import torch
 
