@@ -10,7 +10,10 @@ The parts are packages of their own and are joined here alone: `mmdit`, `vae`, `
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .siblings import check_siblings
 
 if TYPE_CHECKING:
     from .adapters.control import control_image as control_image
@@ -72,6 +75,8 @@ HOMES = {
 }
 """The public names by the module that each is imported from when it is first asked for: torch takes seconds,
 and `sd35 --help` needs none of it."""
+
+check_siblings(Path(__file__).resolve().parents[1])
 
 
 def __getattr__(name: str) -> Any:

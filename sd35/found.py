@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,9 @@ from .errors import SettingsError
 from .model import Model
 from .size import Size, native_size
 
+PAGES, PAGE = 64, 4096
+"""How much of a file is looked at to tell it from others: so many pages of so many bytes, evenly spaced.
+Every training changes them all."""
 ENCODERS = ("clip_l", "clip_g", "t5")
 Place = str | Path
 """A source: "tiny", a file, a folder, or a name on the Hugging Face Hub."""
@@ -41,6 +45,21 @@ class Found:
     """What the model was trained at."""
     sources: Mapping[str, str]
     """Where those parts and tokenizers come from that are of another source than `model`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash by which other weights are told: of each file's header, length, and a few of its pages."""
+        digest = sha256()
+        for part, component in sorted(self.components.items()):
+            for file in component.files:
+                path = component.unit.folder.path(file)
+                length = path.stat().st_size
+                digest.update(f"{part} {length}".encode())
+                with path.open("rb") as opened:
+                    for page in range(PAGES):
+                        opened.seek(page * length // PAGES)
+                        digest.update(opened.read(PAGE))
+        return digest.hexdigest()[:32]
 
     @property
     def mmdit(self) -> MMDiTConfig:
@@ -140,6 +159,7 @@ def read(
         model=found.model,
         size=found.size,
         sources=found.sources,
+        weights=found.fingerprint,
     )
 
 

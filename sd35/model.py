@@ -36,7 +36,9 @@ class Model:
     size: Size
     """Width and height of a picture where none are asked for: what the model was trained at."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Where "vae", "text" or "t5" came from, of those that are of another source than `model`."""
+    """Where parts came from, of those that are of another source than `model`."""
+    weights: str = ""
+    """A hash by which other weights are told; empty where the parts were not loaded from files."""
 
     @property
     def device(self) -> torch.device:
@@ -196,6 +198,7 @@ class Model:
         }
         made_with |= {f"{part}_dtype": name for part, name in computed.items() if name != computed["mmdit"]}
         made_with |= {f"{part}_source": source for part, source in self.sources.items()}
+        made_with |= {"weights": self.weights} if self.weights else {}
         return replace(settings, width=width, height=height, model=self.model, made_with=made_with)
 
     def check_noise(self, noise: Tensor, settings: Settings) -> None:

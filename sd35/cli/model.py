@@ -86,6 +86,9 @@ def load_pipeline(
     pipe = load_found(
         found, device, as_dtype(args.dtype or dtype) or _dtypes(made), one_by_one=args.one_by_one
     )
+    named = args.model is not None or any(getattr(args, name) is not None for name in SOURCES)
+    if not named and made.get("weights", found.fingerprint) != found.fingerprint:
+        tell([f"the weights in {found.model} are not those that this picture was drawn with"])
     drawn_on = made.get("device", device.type)
     if args.device == "auto" and dtype is None and drawn_on != device.type:
         tell(

@@ -125,8 +125,8 @@ class Edit(Editing):
         left_out = flow.start_step(self.before.steps, self.strength)
         if "guidance" in given and 0 < self.after.guidance.zero_steps <= left_out:
             raise SettingsError(
-                f"zero_steps has no effect here: at strength {self.strength:g} the edit begins at step {left_out}, "
-                "after they have passed: leave it out"
+                f"zero_steps has no effect here: at strength {self.strength:g} the edit begins at step "
+                f"{left_out}, after they have passed: leave it out"
             )
         names, where = idle.get(self.method, ((), ""))
         for name in names:

@@ -1,5 +1,6 @@
 """From a prompt to pictures: the request, the steps from noise to latents, the result."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ from .steps import watched
 
 Noise: TypeAlias = Tensor | np.ndarray | State | str | Path
 """(B, 16, h, w) to begin with, or a saved state that holds it, or the path of one."""
+
+
+NOTATION = re.compile(r"\([^()]+:\s*-?[\d.]+\s*\)|\bBREAK\b|<(?:lora|lyco|hypernet):[^>]*>")
+"""What other programs read in a prompt, and the encoders read literally."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +182,14 @@ class Generation:
         each = self.settings.images_per_prompt
         names = [f"prompt {index}" for index in range(len(self.settings.prompts))]
         read = [*zip(names, self.encodings[:-1:each], strict=True), ("negative prompt", self.encodings[-1])]
-        return tuple(f"{name}, {note.encoder}: {note.message}" for name, one in read for note in one.notes)
+        cut = [f"{name}, {note.encoder}: {note.message}" for name, one in read for note in one.notes]
+        marks = [
+            f"{name}: {found[0]} is read as it stands: weights, BREAK and <lora:...> in prompts are the "
+            "notation of other programs"
+            for name, one in read
+            if (found := NOTATION.search(one.prompts[0].text))
+        ]
+        return (*cut, *marks)
 
     def result(self) -> Result:
         """The pictures of the last step that was taken.

@@ -3,9 +3,10 @@
 import json
 from math import inf, nan
 
+import numpy as np
 import pytest
 
-from sd35 import Settings, SettingsError
+from sd35 import Guidance, Settings, SettingsError
 from textenc import Prompt
 
 TWO = (Prompt("a"), Prompt("b"))
@@ -48,6 +49,28 @@ def test_the_settings_of_one_image_are_those_it_can_be_drawn_from_alone() -> Non
     assert (one.prompts, one.seed, one.images) == ((Prompt("b"),), 7, 1)
     with pytest.raises(IndexError):
         batch.of(4)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    settings = Settings(
+        prompts="a",
+        seed=np.int64(7),
+        steps=np.int32(3),
+        width=np.uint16(64),
+        guidance_scale=np.float32(2.5),
+        schedule_shift=np.float64(1.5),
+        guidance=Guidance(interval=np.array([0.25, 1.0]).tolist(), zero_steps=np.int8(1)),
+    )
+    assert settings == Settings(
+        prompts=["a"],
+        seed=7,
+        steps=3,
+        width=64,
+        guidance_scale=2.5,
+        schedule_shift=1.5,
+        guidance=Guidance(interval=(0.25, 1.0), zero_steps=1),
+    )
+    assert Settings.from_json(settings.to_json()) == settings  # plain numbers, as JSON has them
 
 
 def test_json_keeps_everything() -> None:

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from itertools import groupby
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,6 +103,36 @@ def test_what_would_not_be_looked_at_is_refused_before_work(pipe, result, monkey
         pipe.invert(result.state(), method_options={"solver": "heun"})
     with pytest.raises(SettingsError, match="expected pictures"):
         pipe.invert(result.image[0], "a red circle", refine_steps=2, **FIELD)
+
+
+def test_pictures_come_in_every_form(pipe, result, tmp_path) -> None:
+    (path,) = result.save(tmp_path / "a.png", metadata=False)
+    given = {"measure": False, "method": "naive", **FIELD}
+    first = pipe.invert(result.images[0], "a red circle", **given).noise
+    for data in (str(path), path, [result.images[0]], np.asarray(result.images[0])):
+        assert torch.equal(pipe.invert(data, "a red circle", **given).noise, first)
+    latents = pipe.invert(result.latents.numpy(), "a red circle", noise=result.noise.numpy(), **given)
+    assert "noise" in latents.losses
+    both = pipe.invert([result.images[0]] * 2, "a red circle", **given)
+    assert torch.equal(both.noise[1:], first)
+    drawn = pipe.generate("a", noise=result.noise.numpy(), steps=2)
+    assert torch.equal(drawn.noise, result.noise)
+    with pytest.raises(SettingsError, match=r"If white is 1 and black 0, pass 2 \* image - 1"):
+        pipe.invert(torch.rand(1, 3, 32, 32), "a")
+
+
+def test_refining_shows_how_far_it_is(pipe, result, capsys) -> None:
+    pipe.invert(result.images[0], "a", method="naive", refine_steps=2, progress=True, **FIELD)
+    err = capsys.readouterr().err
+    assert all(name in err for name in ("refining", "inverting", "drawing again"))
+
+
+def test_results_print_in_a_line(pipe, result) -> None:
+    inverted = pipe.invert(result.latents, "a red circle", method="naive", **FIELD)
+    edited = pipe.edit(result.latents, "b", method="rf_inversion", **FIELD)
+    for shown in (repr(inverted), repr(result), repr(edited)):
+        assert len(shown) < 100
+    assert repr(inverted) == "Inverted(noise 1 x 16 x 4 x 4, naive, 4 evaluations)"
 
 
 def test_a_reversible_generation_can_be_inverted_naively_too(pipe) -> None:
