@@ -1,7 +1,7 @@
 """Reading and changing the tensors inside the models while they run.
 
-Reading order: parts (what a tap is), match, moment, watch, capture, captures, patch. `dims` and `listing` say
-what each tap holds.
+Reading order: parts (what a tap is), match, moment, watch, capture, captures, patch. `outputs`, `listing` and
+`logits` say what each tap holds.
 """
 
 from .capture import capture

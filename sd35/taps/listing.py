@@ -9,7 +9,6 @@ from mmdit import MMDiT
 from textenc import CLIP, T5
 from vae import VAE
 
-from .dims import meaning_of
 from .errors import TapError
 from .parts import Tap, find_taps
 from .watch import watching
@@ -57,8 +56,7 @@ def list_taps(
     found: dict[str, TapInfo] = {}
 
     def visit(tap: Tap, tensor: Tensor) -> None:
-        meaning = meaning_of(module, tap.name)
-        dims, text = meaning or (None, "")
+        dims, text = tap.meaning or (None, "")
         found.setdefault(tap.name, TapInfo(tap.name, tuple(tensor.shape), dims, text))
 
     with torch.device("meta"), torch.no_grad():

@@ -108,7 +108,8 @@ class Selection:
         if unused:
             when = f" for the {self.branch} branch" if self.branch and self.seen else ""
             raise TapError(
-                f"nothing that {', '.join(map(repr, unused))} matches was run{when} inside the block"
+                f"nothing that {', '.join(map(repr, unused))} matches was run{when} inside the block, by the "
+                "thread that opened it"
             )
 
 

@@ -34,10 +34,13 @@ def patch(
             pipe.generate("a red circle")
         with sd35.patch(pipe.mmdit, {"joint_blocks.*.context": taps}):
             pipe.generate("a blue square")
+        with sd35.patch(pipe.mmdit, {"joint_blocks.3.attention.logits": lambda logits: logits / 2}):
+            ...
 
     Inside a generation a function is given the rows of one branch at a time, so that it sees the same whether
     or not the branches share a call. Gradients flow through the patch in the caller's grad mode. Where
     patterns of one patch overlap, they apply in order; of nested patches the outer one comes first.
+    Only what the block's own thread runs is changed.
 
     Args:
         module: the transformer, a text encoder, the autoencoder, or any part of one.

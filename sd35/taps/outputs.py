@@ -1,12 +1,19 @@
-"""What the dimensions of each tap are: one table for each package of models.
+"""What the modules of each package give: the one table of names, dimensions and meanings.
 
-A pattern is that of `match`; the first that fits counts. Patterns that begin with `**` fit a part of a model
-(`capture(pipe.mmdit.joint_blocks[3], ...)`) as well as the whole.
+A module that gives several tensors is listed by its class in `SEVERAL`, each tensor with its name; one that
+gives a single tensor, by its path in `TABLES`. A pattern there is that of `match`; the first that fits
+counts. Patterns that begin with `**` fit a part of a model (`capture(pipe.mmdit.joint_blocks[3], ...)`) as
+well as the whole.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from torch import nn
+
+from mmdit.blocks import AdaLN, JointBlock
+from textenc import CLIP, CLIPOutput
+from textenc.clip import TextModel
 
 from .match import matches
 
@@ -18,8 +25,20 @@ class Meaning(NamedTuple):
     text: str
 
 
+class Part(NamedTuple):
+    """One of several tensors that a module gives in a tuple."""
+
+    name: str
+    meaning: Meaning
+
+
+def parts_of(module: nn.Module) -> tuple[Part, ...]:
+    """The tensors that a module gives in a tuple, in its order; none where it gives one tensor."""
+    return next((parts(module) for kind, parts in SEVERAL.items() if isinstance(module, kind)), ())
+
+
 def meaning_of(root: nn.Module, name: str) -> Meaning | None:
-    """What a tap of one of our modules holds; None for other modules.
+    """What the single tensor of one of our modules is; None for other modules.
 
     Args:
         root: the module that is watched.
@@ -32,11 +51,34 @@ def meaning_of(root: nn.Module, name: str) -> Meaning | None:
     return None
 
 
-def dims_of(root: nn.Module, name: str) -> tuple[str, ...] | None:
-    """The names of a tap's dimensions; None where they are not known."""
-    meaning = meaning_of(root, name)
-    return None if meaning is None else meaning.dims
+def _parts(dims: str, meanings: Mapping[str, str]) -> tuple[Part, ...]:
+    return tuple(Part(name, Meaning(tuple(dims.split()), text)) for name, text in meanings.items())
 
+
+BLOCK = (
+    *_parts("batch image_token channel", {"x": "image tokens after the block"}),
+    *_parts("batch text_token channel", {"context": "text tokens after the block"}),  # not of the last block
+)
+MODULATION = _parts(
+    "batch one channel",
+    dict.fromkeys(
+        ("shift", "scale", "gate", "shift_mlp", "scale_mlp", "gate_mlp", "shift2", "scale2", "gate2"),
+        "modulation of every token",
+    ),
+)
+"""In the checkpoint's order: the first 2 for a stream that ends, 6, or 9 in dual blocks."""
+ENCODED = (
+    *_parts("batch text_token channel", {"penultimate": "tokens before the last layer: the context"}),
+    *_parts("batch text_token channel", {"last": "normed tokens after all layers"}),
+    *_parts("batch pooled_channel", {"pooled": "one vector for the prompt"}),
+)
+
+SEVERAL: Mapping[type[nn.Module], Callable[[Any], tuple[Part, ...]]] = {
+    JointBlock: lambda block: BLOCK[: 1 if block.last else 2],
+    AdaLN: lambda modulation: MODULATION[: modulation.n],
+    TextModel: lambda _: ENCODED[:2],
+    CLIP: lambda _: ENCODED[: len(CLIPOutput._fields)],
+}
 
 Row = tuple[str, str, str]
 
@@ -53,11 +95,13 @@ def _attention(path: str, token: str) -> tuple[Row, ...]:
 
 
 def _stream(stream: str, token: str) -> tuple[Row, ...]:
-    tokens, one = f"batch {token} channel", "batch one channel"
+    tokens = f"batch {token} channel"
     return (
         *_attention(f"{stream}.attn", token),
         *_attention(f"{stream}.attn2", token),
         (f"**{stream}.attn2", tokens, "what the second attention gives, before its gate"),
+        (f"**{stream}.attn2.attention", tokens, "what the second attention gives, before its projection"),
+        (f"**{stream}.attn2.attention.logits", "batch head query key", "logits among the image tokens"),
         (f"**{stream}.norm1", tokens, "normed tokens, before shift and scale"),
         (f"**{stream}.attended", tokens, "tokens between attention and MLP"),
         (f"**{stream}.norm2", tokens, "normed tokens of the MLP, before shift and scale"),
@@ -66,7 +110,6 @@ def _stream(stream: str, token: str) -> tuple[Row, ...]:
         (f"**{stream}.mlp.fc2", tokens, "what the MLP gives, before its gate"),
         (f"**{stream}.adaLN_modulation.0", "batch channel", "SiLU of the conditioning"),
         (f"**{stream}.adaLN_modulation.1", "batch modulation_channel", "all modulations side by side"),
-        (f"**{stream}.adaLN_modulation.*", one, "modulation of every token"),
     )
 
 
@@ -82,29 +125,23 @@ MMDIT: tuple[Row, ...] = (
     ("y_embedder.**", "batch channel", "the pooled text, on its way"),
     *_stream("x_block", "image_token"),
     *_stream("context_block", "text_token"),
+    ("**attn.attention", "batch image_token channel", "what the attention gives, before its projection"),
     ("**attention", "batch joint_token channel", "what the joint attention gives; text tokens come first"),
-    ("joint_blocks.*.x", "batch image_token channel", "image tokens after the block"),
-    ("joint_blocks.*.context", "batch text_token channel", "text tokens after the block"),
-    ("x", "batch image_token channel", "image tokens after the block"),
-    ("context", "batch text_token channel", "text tokens after the block"),
+    ("**logits", "batch head query key", "logits of the joint attention; text tokens come first"),
     ("final_layer.norm_final", "batch image_token channel", "normed image tokens, before shift and scale"),
     ("final_layer.linear", "batch image_token patch_channel", "the velocity, a patch in each token"),
     ("final_layer", "batch image_token patch_channel", "the velocity, a patch in each token"),
     ("final_layer.adaLN_modulation.0", "batch channel", "SiLU of the conditioning"),
     ("final_layer.adaLN_modulation.1", "batch modulation_channel", "both modulations side by side"),
-    ("final_layer.adaLN_modulation.*", "batch one channel", "modulation of every token"),
     ("output", "batch latent_channel row column", "the velocity"),
 )
 
 TEXTENC: tuple[Row, ...] = (
-    ("**pooled", "batch pooled_channel", "one vector for the prompt"),
     ("text_projection", "batch pooled_channel", "one vector for the prompt"),
     ("**mlp.fc1", "batch text_token mlp_channel", "neurons of the MLP, before its activation"),
     ("**SelfAttention.[qkv]", "batch text_token inner_channel", "query, key or value, heads side by side"),
     ("**DenseReluDense.wi_[01]", "batch text_token mlp_channel", "one factor of the gated MLP"),
     ("**self_attn.[qkv]_proj", "batch text_token channel", "query, key or value, heads side by side"),
-    ("**penultimate", "batch text_token channel", "tokens before the last layer: the context"),
-    ("**last", "batch text_token channel", "normed tokens after all layers"),
     ("**", "batch text_token channel", "text tokens"),
 )
 
