@@ -1,5 +1,6 @@
 """The parts of a model that draws pictures, each called by what it does, each checked for NaN."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """What the transformer computes in. States, guidance and noise are float32 always."""
-        return self.mmdit.context_embedder.weight.dtype
+        return self.mmdit.dtype
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -236,4 +237,7 @@ class Model:
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
+    """What a module computes in: that of its first floats, passing over quantised weights."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    floats = (one.dtype for one in tensors if one.is_floating_point() and one.itemsize > 1)
+    return next(floats, torch.float32)
