@@ -203,7 +203,8 @@ def position_difference(component: Component) -> tuple[float, int]:
     grid = stored.view(size, size, dim)[::step, ::step].double()
     differences = {}
     for base_size in (64, size):
-        computed = position_table(dim, size // step, base_size=base_size).view_as(grid)
+        with grid.device:  # whatever the default device is
+            computed = position_table(dim, size // step, base_size=base_size).view_as(grid)
         differences[base_size] = float((grid - computed).abs().max())
     base_size = min(differences, key=differences.__getitem__)
     return differences[base_size], base_size

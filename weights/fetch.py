@@ -1,4 +1,4 @@
-"""What to fetch for a part that is missing, from the repository of the model at hand."""
+"""What to fetch for a part that is missing, from the repository of the model that is there."""
 
 from collections.abc import Mapping
 

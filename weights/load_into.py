@@ -82,7 +82,7 @@ def projection_distance(component: Component) -> float | None:
         return None
     file = component.unit.folder.path(component.unit.files[name])
     weight: Tensor = MappedFile(file)[component.unit.stored[name]].float()
-    return float((weight - torch.eye(*weight.shape, dtype=weight.dtype)).abs().max())
+    return float((weight - torch.eye(*weight.shape, dtype=weight.dtype, device=weight.device)).abs().max())
 
 
 def _may_overflow(stored: torch.dtype, ready: torch.dtype) -> bool:

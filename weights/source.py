@@ -59,7 +59,7 @@ class Source:
     components: Mapping[str, Component]
     tokenizers: Mapping[str, str]  # encoder to the subfolder with its tokenizer
     stray: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # file without any part to its keys
-    also: tuple[str, ...] = ()  # parts that were seen on the way and not looked for
+    also: tuple[str, ...] = ()  # parts that are there and were not asked for
     broken: tuple[str, ...] = ()  # links to weights that are not there
 
     def component(self, part: str) -> Component:
@@ -215,7 +215,7 @@ class _Scanner:
         A file of its own wins over one that holds more parts, and full precision over fp8.
 
         Raises:
-            SourceError: two files offer it with equal right.
+            SourceError: two files offer it, and nothing tells which is meant.
         """
         ranked = []
         for siblings in self._scan(directory):

@@ -78,14 +78,14 @@ def _rebuilt(module: MMDiT | VAE | CLIP | T5) -> MMDiT | VAE | CLIP | T5:
 def _run(module: MMDiT | VAE | CLIP | T5, batch: int, height: int, width: int, tokens: int | None) -> None:
     """Run a model on empty inputs of a picture's size."""
     if isinstance(module, VAE):
-        module.decode(module.encode(torch.empty(batch, 3, height, width)))
+        module.decode(module.encode(torch.empty(batch, 3, height, width, dtype=torch.float32)))
     elif isinstance(module, MMDiT):
         config = module.config
         module(
-            torch.empty(batch, config.channels, height // 8, width // 8),
-            torch.empty(batch),
-            torch.empty(batch, 2 * WINDOW if tokens is None else tokens, config.context_dim),
-            torch.empty(batch, config.pooled_dim),
+            torch.empty(batch, config.channels, height // 8, width // 8, dtype=torch.float32),
+            torch.empty(batch, dtype=torch.float32),
+            torch.empty(batch, tokens or 2 * WINDOW, config.context_dim, dtype=torch.float32),
+            torch.empty(batch, config.pooled_dim, dtype=torch.float32),
         )
     else:
         length = WINDOW if tokens is None else tokens

@@ -46,15 +46,15 @@ def patch(
         module: the transformer, a text encoder, the autoencoder, or any part of one.
         changes: glob of taps to what is put there. A function takes the tensor and returns a new one of
             the same shape, dtype and device. `Captures` puts back what was captured under the same name, for
-            the same step, branch and images, in the dtype and on the device at hand; outside a generation,
-            call by call, or the one call at every one.
+            the same step, branch and images, in the dtype and on the device of what it replaces; outside a
+            generation, call by call, or the one call at every one.
         steps: at which of the solver's steps, inside a generation; None is all.
         branch: on which branch of the guidance, inside a generation; None is both.
 
     Raises:
         TapError: a pattern matches nothing, a step or branch does not exist, captures lack a tap, or the
             module is compiled. Inside the block: a change of another shape, dtype or device, or captures
-            without the step at hand. At the end of the block: a pattern of which nothing ran, or a step that
+            without the current step. At the end of the block: a pattern of which nothing ran, or a step that
             never came.
     """
     check_watchable(module)

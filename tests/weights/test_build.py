@@ -47,6 +47,14 @@ def test_another_models_autoencoder_is_named_by_its_factor(tmp_path, writers, pa
     assert weights.load_vae(path) is not None
 
 
+def test_the_default_device_decides_nothing(diffusers, parts):
+    before = str(weights.inspect(diffusers, values=True))
+    with torch.device("meta"):
+        assert str(weights.inspect(diffusers, values=True)) == before
+        loaded = weights.load_mmdit(diffusers).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in parts["mmdit"].items())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_default_dtype_decides_nothing(official, diffusers, parts, dtype):
     usual = torch.get_default_dtype()
