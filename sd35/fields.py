@@ -5,11 +5,12 @@ saved form, "is this the same flow" and the documentation are all read off these
 torch, so that `--help` answers at once.
 """
 
+from argparse import BooleanOptionalAction
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from .errors import SettingsError
 
@@ -20,8 +21,15 @@ fast it goes; what is written. "record" is what was noted down of a picture, and
 Request = TypeVar("Request")
 
 
-class Kind(Protocol):
+class Kind:
     """What the value of a setting may be."""
+
+    argument: ClassVar[Mapping[str, Any]] = {}
+    """How argparse reads it; `option` adds what depends on the values."""
+
+    def option(self) -> dict[str, Any]:
+        """The keyword arguments of `add_argument`."""
+        return dict(self.argument)
 
     def check(self, name: str, value: Any) -> Any:
         """The value as it is kept: a plain Python number for numpy's, a tuple for a list.
@@ -29,16 +37,11 @@ class Kind(Protocol):
         Raises:
             SettingsError: it is none of this kind.
         """
-        ...
+        raise NotImplementedError
 
     def plain(self, value: Any) -> Any:
         """The value as JSON has it; `check` takes it back."""
-        ...
-
-    @property
-    def argument(self) -> dict[str, Any]:
-        """How argparse reads it."""
-        ...
+        return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -143,17 +146,10 @@ def deciding(request: Any, *decides: Decides) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Value:
-    """A kind whose values are JSON values as they are."""
-
-    def plain(self, value: Any) -> Any:
-        """The value itself; lists for tuples."""
-        return list(value) if isinstance(value, tuple) else value
-
-
-@dataclass(frozen=True)
-class Whole(Value):
+class Whole(Kind):
     """A whole number, numpy's too."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"type": int, "metavar": "N"}
 
     low: int = 1
     high: int | None = None
@@ -173,15 +169,12 @@ class Whole(Value):
             )
         return value
 
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"type": int, "metavar": "N"}
-
 
 @dataclass(frozen=True)
-class Number(Value):
+class Number(Kind):
     """A finite number, numpy's too, of a range whose ends belong to it unless `open` says otherwise."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"type": float, "metavar": "X"}
 
     low: float = -inf
     high: float = inf
@@ -204,14 +197,9 @@ class Number(Value):
         between = f"{self.low:g} and at most {self.high:g}"
         return f"above {between}" if self.open else f"in [{self.low:g}, {self.high:g}]"
 
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"type": float, "metavar": "X"}
-
 
 @dataclass(frozen=True)
-class Numbers(Value):
+class Numbers(Kind):
     """A fixed count of finite numbers; or of two, rising within [0, 1], where they are noise levels."""
 
     names: tuple[str, ...]
@@ -230,15 +218,16 @@ class Numbers(Value):
             raise SettingsError(f"{name} must be two rising noise levels in [0, 1], got {values}")
         return values
 
-    @property
-    def argument(self) -> dict[str, Any]:
+    def option(self) -> dict[str, Any]:
         """See `Kind`."""
         return {"type": float, "nargs": len(self.names), "metavar": self.names}
 
 
 @dataclass(frozen=True)
-class Name(Value):
+class Name(Kind):
     """One of some names."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"metavar": "NAME"}
 
     names: Callable[[], Collection[str]]
 
@@ -249,15 +238,12 @@ class Name(Value):
             raise SettingsError(f"{name} must be one of {', '.join(names)}; got {value!r}")
         return value
 
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"metavar": "NAME"}
-
 
 @dataclass(frozen=True)
-class Blocks(Value):
+class Blocks(Kind):
     """Numbers of blocks."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"type": int, "nargs": "+", "metavar": "BLOCK"}
 
     def check(self, name: str, value: Any) -> tuple[int, ...]:
         """See `Kind`."""
@@ -265,15 +251,12 @@ class Blocks(Value):
             raise SettingsError(f"{name} must be numbers of blocks, got {value!r}")
         return tuple(Whole(0).check(name, one) for one in value)
 
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"type": int, "nargs": "+", "metavar": "BLOCK"}
-
 
 @dataclass(frozen=True)
-class Switch(Value):
+class Switch(Kind):
     """Yes or no."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"action": BooleanOptionalAction}
 
     def check(self, name: str, value: Any) -> bool:
         """See `Kind`."""
@@ -281,15 +264,12 @@ class Switch(Value):
             raise SettingsError(f"{name} must be true or false, got {value!r}")
         return value
 
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"switch": True}
-
 
 @dataclass(frozen=True)
-class Text(Value):
+class Text(Kind):
     """Any text."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"metavar": "TEXT"}
 
     def check(self, name: str, value: Any) -> str:
         """See `Kind`."""
@@ -297,23 +277,15 @@ class Text(Value):
             raise SettingsError(f"{name} must be a str, got {value!r}")
         return value
 
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"metavar": "TEXT"}
-
 
 @dataclass(frozen=True)
-class Options(Value):
+class Options(Kind):
     """Keyword arguments of something that has its own: JSON values by name."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"action": "append", "metavar": "NAME=VALUE"}
 
     def check(self, name: str, value: Any) -> dict[str, Any]:
         """See `Kind`."""
         if not isinstance(value, Mapping):
             raise SettingsError(f"{name} must be a Mapping, got {value!r}")
         return dict(value)
-
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"action": "append", "metavar": "NAME=VALUE"}

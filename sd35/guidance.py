@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from . import fields
 from .errors import SettingsError
-from .fields import Blocks, Name, Number, Numbers, Whole, setting
+from .fields import Blocks, Kind, Name, Number, Numbers, Whole, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +18,10 @@ Rule = Literal["plain", "cfg_zero", "apg"]
 
 
 @dataclass(frozen=True)
-class SkipLayerKind:
+class SkipLayerKind(Kind):
     """`flow.SkipLayer`, or the name of one in `flow.SKIP_LAYER`."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"metavar": "NAME"}
 
     def check(self, name: str, value: Any) -> "SkipLayer":
         """See `Kind`."""
@@ -39,11 +41,6 @@ class SkipLayerKind:
     def plain(self, value: "SkipLayer") -> dict[str, Any]:
         """See `Kind`."""
         return {**asdict(value), "layers": list(value.layers)}
-
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"metavar": "NAME"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from . import fields
 from .errors import SettingsError
-from .fields import Name, Number, Options, Text, Whole, setting
+from .fields import Kind, Name, Number, Options, Text, Whole, setting
 from .guidance import PLAIN, Guidance
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ def policies() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class Prompts(Kind):
     """One prompt or several; `several=False` keeps the only one."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"metavar": "PROMPT"}
 
     several: bool = True
 
@@ -77,15 +79,12 @@ class Prompts:
         """See `Kind`: a text, or the fields that are set where encoders have texts of their own."""
         return [_plain(one) for one in value] if self.several else _plain(value)
 
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"metavar": "PROMPT"}
-
 
 @dataclass(frozen=True)
-class GuidanceKind:
+class GuidanceKind(Kind):
     """A `Guidance`, or its fields."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"of": Guidance}
 
     def check(self, name: str, value: Any) -> Guidance:
         """See `Kind`."""
@@ -98,11 +97,6 @@ class GuidanceKind:
     def plain(self, value: Guidance) -> dict[str, Any]:
         """See `Kind`."""
         return value.to_dict()
-
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `Kind`."""
-        return {"of": Guidance}
 
 
 def _no_prompt() -> "Prompt":

@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     _open_streams()
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(next((word for word in argv if word in COMMANDS), None)).parse_args(argv)
     name = f"sd35 {args.command}"
     try:
         return args.run(args)
@@ -59,7 +60,8 @@ def _open_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands, of which the chosen one alone knows its arguments."""
     parser = argparse.ArgumentParser(
         prog="sd35", description="Stable Diffusion 3.5: draw pictures, look into models, measure."
     )
@@ -72,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(command)
+        if name == chosen:
+            module.add_arguments(command)
         command.add_argument("--traceback", action="store_true", help="show where an error arose")
         command.set_defaults(run=module.run)
     return parser

@@ -36,9 +36,6 @@ def add_settings(
 
 def _add_option(group: Any, dest: str, name: str, told: Field, default: Any) -> None:
     spelled = [told.option or f"--{name.replace('_', '-')}", *([told.also] if told.also else [])]
-    argument = dict(told.kind.argument)
-    if argument.pop("switch", False):
-        argument["action"] = argparse.BooleanOptionalAction
     shown = (
         ""
         if default in (None, MISSING, "", ()) or isinstance(default, dict)
@@ -47,7 +44,7 @@ def _add_option(group: Any, dest: str, name: str, told: Field, default: Any) -> 
     if told.option == "" and not isinstance(default, int | float | str | tuple | None):
         shown = _shown(default)
     text = (told.help + (f" (default {shown})" if shown else "")).replace("%", "%%")
-    group.add_argument(*spelled, dest=dest, default=argparse.SUPPRESS, help=text, **argument)
+    group.add_argument(*spelled, dest=dest, default=argparse.SUPPRESS, help=text, **told.kind.option())
 
 
 def _shown(default: Any) -> str:
