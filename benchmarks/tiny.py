@@ -1,31 +1,41 @@
 """How well the embedded model draws: prompts it never saw, read back by the judge of the tests.
 
-    python benchmarks/tiny.py                       # 300 prompts of one shape, 300 of two; minutes
-    python benchmarks/tiny.py --sheet sheet.png     # and a sheet of pictures
+    python benchmarks/tiny.py                                     # 300 prompts of a kind; minutes
+    python benchmarks/tiny.py --sheet sheet.png --hundred 100.png # and sheets of pictures
 
-Prints Markdown. The prompts name combinations of attributes that training held out. A picture is right
-when the judge, which shares no code with what drew the training pictures, finds just the shapes of the
-prompt, of the right kind, colour, size and place or relation, on the right background.
+Prints Markdown. The prompts of one and of two shapes name combinations of attributes that training held
+out; the open ones say little. A picture is right when the judge, which shares no code with what drew the
+training pictures, finds just the shapes of the prompt and of each all that is said of it.
 """
 
 import argparse
 import importlib.util
+import multiprocessing
+import os
 import sys
 import textwrap
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+import flow
 import sd35
-from sd35.tiny.autoencoder import pictures, pictures_of, psnr
-from sd35.tiny.captions import caption, held_out_prompts, parse
+from sd35.device import as_device
+from sd35.noise import draw_noise, generators
+from sd35.tiny.autoencoder import NOISE, psnr, read_back
+from sd35.tiny.captions import Claim, ShapeClaim, held_out_prompts, open_prompts, parse
 from sd35.tiny.fit import seeded
-from sd35.tiny.scenes import training_scene
-from sd35.tiny.transformer import FINISH
-from vae.image import to_pil
+from sd35.tiny.painting import draw
+from sd35.tiny.scenes import Scene, training_scene
+from sd35.tiny.transformer import JITTER
+from vae.image import to_uint8
 
 ROOT = Path(__file__).resolve().parents[1]
 SHEET = (
@@ -40,10 +50,17 @@ SHEET = (
     "a red cross above a blue circle on a yellow background",
     "a green triangle on the right on a white background",
     "a star",
-    "",
+    "two circles",
+    "a red square",
+    "a ring",
+    "blue triangle",
+    "two green stars",
+    "a cross and a circle",
+    "a picture of a yellow ring",
+    "a circle",
+    "a small purple star",
 )
-"""Ten prompts that say it all, and two that leave much open."""
-
+"""Ten prompts that say it all, and ten that leave much open."""
 
 FAULTS = {
     "wrong or unclear background": "background is",
@@ -57,6 +74,7 @@ FAULTS = {
 """What may be wrong with a picture, and what marks it in the judge's words."""
 
 
+@cache
 def load_judge() -> ModuleType:
     """The judge, from where the tests have it."""
     spec = importlib.util.spec_from_file_location("judge", ROOT / "tests" / "judge.py")
@@ -68,53 +86,116 @@ def load_judge() -> ModuleType:
     return judge
 
 
-def judged(
-    pipe: sd35.Pipeline, judge: ModuleType, prompts: list[str], arguments: argparse.Namespace
-) -> list[list[str]]:
-    """What the judge holds against each picture; an empty list where it is right."""
-    result = pipe.generate(
-        prompts,
-        seed=arguments.seed,
-        steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        batch_size=30,
-        policy=arguments.policy,
-        progress=sys.stderr.isatty(),
-    )
-    readings = [judge.read(np.asarray(image)) for image in result.images]
-    return [
-        judge.disagreements(reading, parse(prompt)) for reading, prompt in zip(readings, prompts, strict=True)
-    ]
+def verdict(picture: np.ndarray, claim: Claim) -> list[str]:
+    """What the judge holds against a picture; an empty list where it is right."""
+    judge = load_judge()
+    return judge.disagreements(judge.read(picture), claim)
 
 
-def given_back(pipe: sd35.Pipeline, judge: ModuleType, count: int = 64) -> int:
-    """Of `count` training pictures that went through the autoencoder, how many the judge reads right."""
+def claim_of(scene: Scene) -> Claim:
+    """All that is true of a scene."""
+    shapes = tuple(ShapeClaim(one.kind, one.colour, one.size, one.place) for one in scene.shapes)
+    return Claim(shapes, scene.background, scene.relation)
+
+
+def print_autoencoder(pipe: sd35.Pipeline, judges: Executor, count: int) -> None:
+    """What comes back of `count` pictures, and of latents."""
     generator = seeded(1, 9)
     scenes = [training_scene(generator) for _ in range(count)]
-    image = pictures_of(scenes, generator, pipe.device, FINISH.jitter)
-    decoded = torch.cat([pipe.decode(pipe.encode(part)) for part in image.split(16)])
-    claims = [parse(caption(scene, generator, complete=True)) for scene in scenes]
-    readings = [judge.read(np.asarray(to_pil(one))) for one in decoded]
-    return sum(judge.agrees(reading, claim) for reading, claim in zip(readings, claims, strict=True))
+    image = draw(scenes, generator, jitter=JITTER).to(pipe.device)
+    claims = [claim_of(scene) for scene in scenes]
+    decoded = torch.cat([pipe.vae.decode(pipe.vae.encode(part)) for part in image.split(16)])
+    decibels = psnr(pipe.vae, image)
+    row("autoencoder: PSNR, mean", f"{decibels.mean():.2f} dB")
+    row("autoencoder: PSNR, worst", f"{decibels.min():.2f} dB")
+    for name, what in (("as painted", image), ("encoded and decoded", decoded)):
+        wrong = judged(judges, to_uint8(what), claims)
+        row(f"pictures {name}: read right", share(sum(not one for one in wrong), count))
+    back = read_back(pipe.vae, image[:64], generator)
+    row("latents read back from 8 bits: error, of their deviation", f"{back:.4f} (noise {NOISE})")
 
 
-def draw_sheet(pipe: sd35.Pipeline, path: Path, arguments: argparse.Namespace) -> None:
-    """Draw pictures with their prompts under them, four in a row."""
-    result = pipe.generate(
-        list(SHEET), seed=arguments.seed, steps=arguments.steps, guidance_scale=arguments.guidance_scale
-    )
-    side, gap, text_height, columns = 192, 16, 46, 4
+def judged(judges: Executor, pictures: torch.Tensor, claims: Sequence[Claim]) -> list[list[str]]:
+    """The verdicts on pictures (B, 3, H, W) of 8 bits."""
+    arrays = list(pictures.movedim(1, 3).cpu().numpy())
+    return list(judges.map(verdict, arrays, claims, chunksize=8))
+
+
+def drawn(pipe: sd35.Pipeline, prompts: Sequence[str], scale: float, arguments: Any) -> torch.Tensor:
+    """Pictures of prompts, (B, 3, H, W) of 8 bits, with the seeds that `generate` would take."""
+    velocity = pipe.velocity(list(prompts), guidance_scale=scale, batch_size=len(prompts))
+    seeds = range(arguments.seed, arguments.seed + len(prompts))
+    noise = draw_noise(generators(seeds), pipe.latents_shape(None, None)).to(pipe.device)
+    latents = flow.solve(velocity, noise, flow.sigmas(arguments.steps))
+    return torch.cat([to_uint8(pipe.vae.decode(part)) for part in latents.split(16)]).cpu()
+
+
+def print_prompts(
+    pipe: sd35.Pipeline, judges: Executor, name: str, prompts: list[str], scale: float, arguments: Any
+) -> tuple[torch.Tensor, list[list[str]]]:
+    """Draw prompts and print how many are right, and what is wrong with the others."""
+    parts = [prompts[start : start + arguments.batch] for start in range(0, len(prompts), arguments.batch)]
+    pictures = torch.cat([drawn(pipe, part, scale, arguments) for part in parts])
+    verdicts = judged(judges, pictures, [parse(prompt) for prompt in prompts])
+    row(f"{name}, guidance {scale}: right", share(sum(not one for one in verdicts), len(prompts)))
+    for fault, mark in FAULTS.items():
+        if faulty := sum(any(mark in complaint for complaint in one) for one in verdicts):
+            row(f"{name}, guidance {scale}: {fault}", share(faulty, len(prompts)))
+    return pictures, verdicts
+
+
+def print_noise(pipe: sd35.Pipeline, prompts: list[str], scale: float, arguments: Any) -> None:
+    """How much of its noise a picture keeps: the naive inverse's cosine, from latents and from 8 bits."""
+    velocity = pipe.velocity(prompts, guidance_scale=scale, batch_size=len(prompts))
+    noise = draw_noise(generators(range(len(prompts))), pipe.latents_shape(None, None)).to(pipe.device)
+    sigmas = flow.sigmas(arguments.steps)
+    latents = flow.solve(velocity, noise, sigmas)
+    eight = to_uint8(pipe.vae.decode(latents)).float() / 127.5 - 1
+    for name, data in (("its latents", latents), ("a PNG", pipe.vae.encode(eight))):
+        found = flow.invert(velocity, data, sigmas, "naive")
+        cosine = flow.closeness(found, noise).total_cosine
+        row(f"noise found by naive inversion from {name}, guidance {scale}: cosine", f"{cosine:.3f}")
+
+
+def draw_sheet(pipe: sd35.Pipeline, path: Path, arguments: Any) -> None:
+    """Draw the prompts of SHEET with their texts under them, five in a row."""
+    pictures = drawn(pipe, SHEET, arguments.guidance_scale[0], arguments).movedim(1, 3).numpy()
+    side, gap, text_height, columns = 160, 16, 46, 5
     rows = -(-len(SHEET) // columns)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text_height + gap) + gap), "white")
     painter, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for index, (image, prompt) in enumerate(zip(result.images, SHEET, strict=True)):
+    for index, (picture, prompt) in enumerate(zip(pictures, SHEET, strict=True)):
         x = gap + index % columns * (side + gap)
         y = gap + index // columns * (side + text_height + gap)
-        sheet.paste(image.resize((side, side), Image.Resampling.LANCZOS), (x, y))
+        sheet.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS), (x, y))
         painter.rectangle((x - 1, y - 1, x + side, y + side), outline=(200, 200, 200))
-        lines = textwrap.wrap(prompt or "(the empty prompt)", 32)
-        painter.text((x, y + side + 5), "\n".join(lines), fill=(40, 40, 40), font=font)
+        painter.text((x, y + side + 5), "\n".join(textwrap.wrap(prompt, 27)), fill=(40, 40, 40), font=font)
     sheet.save(path)
+
+
+def draw_hundred(pictures: torch.Tensor, verdicts: Sequence[list[str]], path: Path) -> None:
+    """A hundred pictures, ten in a row; those that the judge finds wrong are framed."""
+    side, gap = pictures.shape[-1], 4
+    sheet = Image.new("RGB", (10 * (side + gap) + gap, 10 * (side + gap) + gap), "white")
+    painter = ImageDraw.Draw(sheet)
+    for index, (picture, wrong) in enumerate(
+        zip(pictures.movedim(1, 3).numpy()[:100], verdicts, strict=False)
+    ):
+        x, y = (gap + place * (side + gap) for place in (index % 10, index // 10))
+        sheet.paste(Image.fromarray(picture), (x, y))
+        if wrong:
+            painter.rectangle((x - 3, y - 3, x + side + 2, y + side + 2), outline=(220, 0, 0), width=3)
+    sheet.save(path)
+
+
+def row(name: str, value: str) -> None:
+    """Print a row of the table."""
+    print(f"| {name} | {value} |", flush=True)
+
+
+def share(count: int, of: int) -> str:
+    """A count and its share."""
+    return f"{count} of {of}, {count / of:.1%}"
 
 
 def main() -> None:
@@ -123,32 +204,43 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", "-m", default="tiny")
-    parser.add_argument("--prompts", type=int, default=300, help="of each kind (default 300)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--prompts", type=int, default=300, help="of one and of two shapes each (default 300)"
+    )
+    parser.add_argument("--batch", type=int, default=100, help="pictures drawn together (default 100)")
     parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--guidance-scale", type=float, default=4.5)
-    parser.add_argument("--policy", default="reference")
+    parser.add_argument("--guidance-scale", type=float, nargs="+", default=[4.5, 2.5])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sheet", type=Path, help="write a sheet of pictures here")
+    parser.add_argument("--sheet", type=Path, help="write a sheet of twenty pictures and prompts here")
+    parser.add_argument("--hundred", type=Path, help="and one of a hundred, open prompts and held-out ones")
     arguments = parser.parse_args()
-    pipe, judge = sd35.load(arguments.model), load_judge()
-
-    print("| measured | value |\n|---|---|")
-    with torch.inference_mode():
-        for name, jitter in {"shapes as they are drawn": FINISH.jitter, "shapes further astray": 1.0}.items():
-            decibels = psnr(pipe.vae, pictures(seeded(1, 8), 64, pipe.device, jitter))
-            print(f"| autoencoder, 64 pictures, {name}: PSNR, mean | {decibels.mean():.2f} dB |")
-            print(f"| autoencoder, 64 pictures, {name}: PSNR, worst | {decibels.min():.2f} dB |")
-        print(f"| autoencoder, 64 pictures: read right by the judge | {given_back(pipe, judge)} |")
-    for shapes, name in ((1, "one shape"), (2, "two shapes")):
-        prompts = held_out_prompts(arguments.prompts, shapes=shapes, seed=arguments.seed)
-        verdicts = judged(pipe, judge, prompts, arguments)
-        right = sum(not verdict for verdict in verdicts)
-        print(f"| {name}, {len(prompts)} held-out prompts: right | {right / len(prompts):.1%} |")
-        for fault, mark in FAULTS.items():
-            faulty = sum(any(mark in complaint for complaint in verdict) for verdict in verdicts)
-            print(f"| {name}: {fault} | {faulty / len(prompts):.1%} |")
-    if arguments.sheet:
-        draw_sheet(pipe, arguments.sheet, arguments)
+    pipe = sd35.load(arguments.model, as_device(arguments.device), torch.float32)
+    count = arguments.prompts
+    kinds = {
+        "one shape": held_out_prompts(count, shapes=1, seed=arguments.seed),
+        "two shapes": held_out_prompts(count, shapes=2, seed=arguments.seed),
+        "open prompts": open_prompts(max(1, count // 3), seed=arguments.seed),
+    }
+    print("| measured | value |\n|---|---|", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with torch.inference_mode(), ProcessPoolExecutor(os.cpu_count(), context) as judges:
+        if arguments.sheet:
+            draw_sheet(pipe, arguments.sheet, arguments)
+        shown: list[tuple[torch.Tensor, list[list[str]]]] = []
+        for scale in arguments.guidance_scale:
+            for name, prompts in kinds.items():
+                result = print_prompts(pipe, judges, name, prompts, scale, arguments)
+                if scale == arguments.guidance_scale[0]:
+                    shown.append(result)
+        if arguments.hundred:
+            (one, wrong_one), (two, wrong_two), (few, wrong_few) = shown
+            pictures = torch.cat([few[:40], one[:30], two[:30]])
+            draw_hundred(pictures, [*wrong_few[:40], *wrong_one[:30], *wrong_two[:30]], arguments.hundred)
+        print_autoencoder(pipe, judges, count)
+        both = [*kinds["one shape"][:32], *kinds["two shapes"][:32]][: max(2, count // 4)]
+        for scale in (*arguments.guidance_scale, 1.0):
+            print_noise(pipe, both, scale, arguments)
 
 
 if __name__ == "__main__":

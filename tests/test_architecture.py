@@ -237,6 +237,7 @@ LAYERS = (
     ("report", "verify"),
     ("pipeline",),
     ("loading",),
+    ("bench",),
     ("tiny",),
     ("cli",),
     ("__init__", "__main__"),

@@ -1,70 +1,86 @@
-"""Measure how long the stages take on this machine: the median of several runs, after one to warm up."""
+"""Measure how fast the parts are on this machine, against what it can do and against another implementation.
+
+Without --model, random weights of SD3.5's own sizes are measured, which needs no download. Every stage is run
+once to warm up, once for its memory and then --repeats times, in turn with the other implementation where
+there is one: medians, and lowest to highest. On a CPU the ratio and the share of the ceiling are of seconds
+of the processor, since machines are shared; elsewhere of the wall's. The ceiling is a large matrix product.
+"""
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
+from typing import TYPE_CHECKING
 
-from .model import add_model, load_pipeline
+if TYPE_CHECKING:
+    from ..bench import Parts
 
-SUMMARY = "measure how long the stages take here"
+SUMMARY = "measure how fast the parts are here"
+BLOCKS = 4
+"""Of parts with random weights, where nothing else is said."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
+    parser.add_argument(
+        "-m", "--model", metavar="SOURCE", help="tiny, a file, a folder or owner/name; else random weights"
+    )
+    parser.add_argument("--sizes", help="of random weights: medium (the default) or large")
+    parser.add_argument(
+        "--blocks", type=int, help="that a part with random weights has at most (default 4); 0 is all"
+    )
+    parser.add_argument(
+        "--pixels", type=int, nargs="+", help="sides of pictures; default 256 512, or the model's own"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="runs of each stage (default 5)")
-    parser.add_argument("--width", type=int, help="in pixels; the model's own size by default")
-    parser.add_argument("--height", type=int, help="likewise")
-    add_model(parser)
+    parser.add_argument(
+        "--against", metavar="NAME", help="diffusers, or a file like benchmarks/diffusers_peer.py"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (the default)")
+    parser.add_argument("--dtype", help="float32, bfloat16 (the default of random weights) or float16")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line for each stage."""
+    """Print what is measured and where, and the table as it grows."""
     import torch
 
-    from textenc.prompt import as_prompts
+    from ..bench import as_row, find_ceilings, header, load_peer, run_stages
 
-    from ..errors import SettingsError
-    from ..settings import Settings
-
-    if args.repeats < 1:
-        raise SettingsError(f"--repeats must be at least 1, got {args.repeats}")
-    prompt = "a red circle above a blue square on a white background"
-    asked = Settings(prompts=as_prompts(prompt), width=args.width, height=args.height)
-    pipe = load_pipeline(args, asked)
-    settings = pipe.complete(asked)
-    generator = torch.Generator().manual_seed(0)
-    shape = pipe.latents_shape(settings.width, settings.height)
-    latents = torch.randn(1, *shape, generator=generator).to(pipe.device)
-    sigma = torch.full((1,), 0.5, device=pipe.device)
-    image = pipe.decode(latents).clamp(-1, 1)
-    guided, plain = pipe.velocity(prompt), pipe.velocity(prompt, guidance_scale=1)
-    stages: dict[str, Callable[[], object]] = {
-        "encode a prompt": lambda: pipe.encode_prompt(prompt),
-        "a step, guided": lambda: guided(latents, sigma),
-        "a step, guidance 1": lambda: plain(latents, sigma),
-        "decode latents": lambda: pipe.decode(latents),
-        "encode a picture": lambda: pipe.encode(image),
-    }
-    made = settings.made_with
-    print(
-        f"{pipe.model} at {settings.width} x {settings.height}, {made['dtype']} on {made['device']}, "
-        f"torch {made['torch']}, {torch.get_num_threads()} threads; median of {args.repeats}"
-    )
-    for name, stage in stages.items():
-        print(f"  {name:<20}{seconds(stage, args.repeats, pipe.device.type):>10.4f} s")
+    _check(args)
+    peer = load_peer(args.against) if args.against else None
+    parts = _parts(args)
+    ceilings = find_ceilings(parts.device, parts.dtype)
+    name = str(parts.dtype).removeprefix("torch.")
+    threads = torch.get_num_threads()
+    print(f"{parts.name}, {name} on {parts.device}, torch {torch.__version__}, threads: {threads}")
+    if peer is not None:
+        print(f"beside {peer.NAME}, with random weights of the same sizes")
+    print(f"ceilings: product {ceilings.flops / 1e9:.0f} GFLOP/s, copy {ceilings.bytes / 1e9:.1f} GB/s\n")
+    print(header(beside=peer is not None))
+    for measured in run_stages(parts, args.repeats, peer):
+        print(as_row(measured, ceilings), flush=True)
     return 0
 
 
-def seconds(stage: Callable[[], object], repeats: int, device: str) -> float:
-    """The median time of a stage; what the device still has to do is waited for."""
+def _check(args: argparse.Namespace) -> None:
+    from ..errors import SettingsError
+
+    if args.repeats < 1:
+        raise SettingsError(f"--repeats must be at least 1, got {args.repeats}")
+    if args.pixels and any(side < 16 or side % 16 for side in args.pixels):
+        raise SettingsError(f"--pixels must be multiples of 16, got {' '.join(map(str, args.pixels))}")
+    if args.model is not None and (args.sizes is not None or args.blocks is not None):
+        raise SettingsError("--sizes and --blocks are of random weights: leave them out, or --model")
+
+
+def _parts(args: argparse.Namespace) -> "Parts":
+    """The models that the arguments mean."""
     import torch
 
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        stage()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return median(times[1:])
+    from ..bench import of_source, of_variant
+    from ..device import as_device, as_dtype
+
+    device, dtype = as_device(args.device), as_dtype(args.dtype)
+    pixels = tuple(sorted(args.pixels)) if args.pixels else None
+    if args.model is not None:
+        return of_source(args.model, device, dtype, pixels)
+    blocks = BLOCKS if args.blocks is None else args.blocks or None
+    dtype = dtype or torch.bfloat16
+    return of_variant(args.sizes or "medium", device, dtype, pixels or (256, 512), blocks)

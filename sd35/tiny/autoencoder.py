@@ -1,129 +1,175 @@
 """Training of the embedded model's autoencoder, in two stages.
 
-First encoder and decoder together, on crops, until the latents are good. Then the latents are
-brought to the mean and deviation that SHIFT and SCALE assume, the encoder is frozen, and the decoder
-alone learns to draw whole pictures from them more exactly. The transformer can train meanwhile: its
-latents no longer change.
+First encoder and decoder together, until the latents are good. Then the latents are brought to the mean
+and deviation that SHIFT and SCALE assume, the encoder is frozen, and the decoder alone learns to draw
+more exactly from them.
+
+Its latents are to be easy to learn and to stay in a saved picture, which the loss asks for beside a
+likeness: they bear a little noise; a latent at half the size decodes to the picture at half the size; and
+what was decoded from noisy latents is read back, after 8 bits, as those same latents.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable
 from math import log
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae import SCALE, SHIFT, VAE, VAEConfig
-from vae.model import posterior_sample
 
+from .bank import Bank
 from .colours import bias_of, colour_passing_vae
-from .fit import Plan, fit, seeded
-from .scenes import Scene, draw, training_scene
+from .fit import Plan, Run, Trainer, seeded
+from .painting import draw, paint_at_random
+from .scenes import training_scene
 
 # No level has fewer than 96 channels. The norms have 32 groups; over a flat colour, a group of one
 # channel is normed to 0 and a group of two to ±1, whatever the colour is. Three channels can tell it.
 CONFIG = VAEConfig(channels=(96, 96, 128, 128), num_res_blocks=1, latent_channels=16)
-SIZE = 128  # pixels of a side
-BATCH = 4  # whole pictures
+JOINT = Plan(learning_rate=7e-4, muon=2.0, warmup=0.05, decay=0.4, ema=0.995)
+DECODER = Plan(learning_rate=5e-4, muon=2.0, warmup=0.02, decay=0.9, ema=0.995)
+JOINT_SHARE = 0.68  # of the time for both stages
+JITTERS = (0.25, 1.0)  # of the pictures, in turn: what the transformer draws, and anywhere
+NOISE = (
+    0.05  # at most, of the latents' deviation, in training; and the posterior's, which is the same for all
+)
+HALF_WEIGHT = 0.1  # of the error at half the size
+BACK_WEIGHT = 0.1  # of the error of latents that are read back, relative to their variance
+BACK_FROM = 0.15  # share of the first stage's time after which they are
+SIZE_WEIGHT = 1e-5  # of the latents' mean square, so that their scale has a place to stay
+HIDDEN = ("conv_in", "conv_out", "norm")  # parameters with none of these in their names are Muon's
 
-# First colours and rough shapes, then details: these hold so little of the error that under the first
-# weight of the KL term they drown in the posterior's noise.
-COLOURS = Plan(steps=1500, learning_rate=7e-4, warmup=50, ema=0.995)
-COLOURS_KL = 1e-4
-DETAILS = Plan(steps=900, learning_rate=7e-4, warmup=50, ema=0.995, decay=0.4)
-DETAILS_KL = 1e-6
-DETAILS_LOGVAR = -6.0  # what the posterior's log-variance restarts from
-DECODER = Plan(steps=1000, learning_rate=5e-4, warmup=30, ema=0.99, decay=0.7)
-DECODER_JITTERS = (0.25, 1.0)  # of its pictures, in turn: what the transformer draws, and anywhere
-DECODER_NOISE = 0.5  # most of it, beside latents of deviation 1
-SHARPEN = Plan(steps=1100, learning_rate=5e-4, warmup=30, ema=0.99, decay=1.0)
-SHARPEN_NOISE = 0.2
+
+def train_autoencoder(
+    run: Run,
+    bank: Bank,
+    *,
+    batch: int,
+    seed: int,
+    until: float,
+    device: torch.device,
+    watch: Callable[[Trainer], None],
+) -> VAE:
+    """Train an autoencoder from nothing.
+
+    Args:
+        run: the clock and the log.
+        bank: scenes to paint.
+        batch: pictures of a step.
+        seed: of weights, pictures and noise.
+        until: seconds before the run's end at which to be done.
+        device: where to train.
+        watch: told of each stage's trainer, for what is saved on the way.
+    """
+    vae = colour_passing_vae(CONFIG, seed).to(device)
+    generator = seeded(seed, 1, device=device)
+    bank.fill(batch)
+    joint_until = run.left() - JOINT_SHARE * (run.left() - until)
+    _stage(run, vae, bank, batch, generator, joint_until, watch, decoder_only=False)
+    normalise(vae, sample(bank, min(512, 8 * batch), generator, 0.25))
+    _stage(run, vae, bank, batch, generator, until, watch, decoder_only=True)
+    picture = sample(bank, min(256, 8 * batch), generator, 0.25)
+    decibels, back = psnr(vae, picture), read_back(vae, picture, generator)
+    run.say(
+        f"autoencoder: PSNR {decibels.mean():.2f} dB, worst {decibels.min():.2f}; "
+        f"latents read back from 8 bits: error {back:.4f} of their deviation"
+    )
+    return vae
+
+
+def _stage(
+    run: Run,
+    vae: VAE,
+    bank: Bank,
+    batch: int,
+    generator: torch.Generator,
+    until: float,
+    watch: Callable[[Trainer], None],
+    *,
+    decoder_only: bool,
+) -> None:
+    """Train a VAE in place, at the end of which it is the average over the stage."""
+    device = generator.device
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    trainer = Trainer(
+        vae,
+        DECODER if decoder_only else JOINT,
+        is_hidden,
+        is_trained=lambda name: not decoder_only or name.startswith("decoder."),
+        layout=layout,
+    )
+    watch(trainer)
+    worker = trainer.worker
+    assert isinstance(worker, VAE)
+    worker.encoder.requires_grad_(not decoder_only)
+    losses = {name: torch.zeros((), device=device) for name in ("picture", "half", "back")}
+    label = "decoder" if decoder_only else "autoencoder"
+    for share in run.stage(label, until, examples=batch, losses=losses, trainer=trainer):
+        bank.fill()
+        image = sample(bank, batch, generator, JITTERS[trainer.steps % 2])
+        total = _loss(
+            worker,
+            image.contiguous(memory_format=layout) if device.type == "cuda" else image,
+            generator,
+            losses,
+            back=decoder_only or share > BACK_FROM,
+        )
+        total.backward()
+        trainer.step(share)
+    trainer.finish()
+
+
+def _loss(
+    worker: VAE, image: Tensor, generator: torch.Generator, losses: dict[str, Tensor], *, back: bool
+) -> Tensor:
+    """What a batch of pictures (B, 3, S, S) costs; the parts go to `losses`."""
+    batch, few = len(image), max(1, len(image) // 4)
+    mean = worker.encoder(image.bfloat16())[:, : CONFIG.latent_channels].float()
+    deviation = mean.detach().std(dim=(0, 2, 3), keepdim=True)
+    amount = NOISE * torch.rand(batch, 1, 1, 1, generator=generator, device=image.device)
+    amount[:few] = NOISE  # of those that are read back
+    noise = torch.randn(mean.shape, generator=generator, device=image.device)
+    z = mean + amount * deviation * noise
+    decoded = worker.decoder(z.bfloat16()).float()
+    picture = F.mse_loss(decoded, image)
+
+    half = worker.decoder(F.avg_pool2d(z[-few:], 2).bfloat16()).float()
+    half_error = F.mse_loss(half, F.avg_pool2d(image[-few:], 2))
+    total = picture + HALF_WEIGHT * half_error + SIZE_WEIGHT * mean.square().mean()
+    losses["picture"], losses["half"] = picture.detach(), half_error.detach()
+    if back:
+        again = worker.encoder(saved(decoded[:few], generator).bfloat16())[:, : CONFIG.latent_channels]
+        back_error = ((again.float() - z[:few].detach()) / deviation).square().mean()
+        total = total + BACK_WEIGHT * back_error
+        losses["back"] = back_error.detach()
+    return total
+
+
+def saved(image: Tensor, generator: torch.Generator) -> Tensor:
+    """An image as a file of 8 bits gives it back, near enough: clamped, and off by up to half a step.
+
+    Noise stands in for the rounding, through which no gradient comes.
+    """
+    step = 2 / 255
+    off = torch.rand(image.shape, generator=generator, device=image.device) - 0.5
+    return image.clamp(-1, 1) + step * off
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a VAE's parameter of this name is the kernel of a convolution between hidden layers."""
+    return name.endswith(".weight") and not any(word in name for word in HIDDEN)
+
+
+def sample(bank: Bank, number: int, generator: torch.Generator, jitter: float) -> Tensor:
+    """Pictures of scenes that are in the bank by now, (B, 3, 128, 128)."""
+    rows = torch.randint(len(bank), (number,), generator=generator, device=generator.device)
+    return paint_at_random(bank.tables[rows], generator, jitter=jitter)
 
 
 def pictures(generator: torch.Generator, number: int, device: torch.device, jitter: float = 1.0) -> Tensor:
-    """`number` training pictures, (B, 3, 128, 128) in [-1, 1]."""
-    return pictures_of([training_scene(generator) for _ in range(number)], generator, device, jitter)
-
-
-def pictures_of(
-    scenes: Sequence[Scene], generator: torch.Generator, device: torch.device, jitter: float = 1.0
-) -> Tensor:
-    """These scenes, (B, 3, 128, 128) in [-1, 1], jittered by the generator."""
-    return draw(scenes, generator, size=SIZE, jitter=jitter).to(device)
-
-
-def train_joint(folder: Path, *, seed: int, device: torch.device) -> VAE:
-    """Train encoder and decoder, then normalise the latents between them."""
-    vae = colour_passing_vae(CONFIG, seed).to(device)
-
-    def loss_at(step: int, *, stage: int, side: int, number: int, kl_weight: float) -> Tensor:
-        generator = seeded(seed, stage, step)
-        image = crops(pictures(generator, number // 2, device), side, generator)
-        with torch.autocast(device.type, torch.bfloat16):
-            mean, logvar = vae.moments(image)
-            z = posterior_sample(mean, logvar, torch.randn(mean.shape, generator=generator).to(device))
-            decoded = vae.decode((z - SHIFT) * SCALE).float()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return F.mse_loss(decoded, image) + kl_weight * kl
-
-    def colours(step: int) -> Tensor:
-        side, number = (32, 16) if step < 0.65 * COLOURS.steps else (64, 8)
-        return loss_at(step, stage=1, side=side, number=number, kl_weight=COLOURS_KL)
-
-    def details(step: int) -> Tensor:
-        return loss_at(step, stage=7, side=64, number=8, kl_weight=DETAILS_KL)
-
-    average = fit(vae, colours, COLOURS, folder / "colours.safetensors", seed=seed, label="colours")
-    vae.load_state_dict(average.state_dict())
-    out = vae.encoder.conv_out
-    nn.init.zeros_(out.weight[CONFIG.latent_channels :])
-    nn.init.constant_(bias_of(out)[CONFIG.latent_channels :], DETAILS_LOGVAR)
-    average = fit(vae, details, DETAILS, folder / "details.safetensors", seed=seed, label="details")
-    vae.load_state_dict(average.state_dict())
-    normalise(vae, pictures(seeded(seed, 2), 512, device))
-    return vae
-
-
-def train_decoder(vae: VAE, folder: Path, *, seed: int, device: torch.device) -> VAE:
-    """Train the decoder alone on whole pictures, from a `vae` of which the latents stay as they are.
-
-    Latents that the transformer draws are not quite an encoder's. So half of those here bear noise, first
-    more and then less, and the decoder learns what outlines look like beside what latents say.
-    """
-    vae.encoder.requires_grad_(False)
-    # Faster on a CPU. (torch's stubs do not know this argument of Module.to.)
-    vae = vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-    def loss_at(step: int, *, stage: int, most: float) -> Tensor:
-        generator = seeded(seed, stage, step)
-        jitter = DECODER_JITTERS[step % len(DECODER_JITTERS)]
-        image = pictures(generator, BATCH, device, jitter).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
-            with torch.no_grad():
-                latents = vae.encode(image)
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
-            amount = most * torch.rand(BATCH, 1, 1, 1, generator=generator).to(latents)
-            amount[: BATCH // 2] = 0
-            decoded = vae.decode(latents + amount * noise).float()
-        return F.mse_loss(decoded, image)
-
-    for label, plan, stage, most in (
-        ("decoder", DECODER, 3, DECODER_NOISE),
-        ("sharpen", SHARPEN, 10, SHARPEN_NOISE),
-    ):
-        loss = partial(loss_at, stage=stage, most=most)
-        average = fit(vae, loss, plan, folder / f"{label}.safetensors", seed=seed, label=label)
-        vae.load_state_dict(average.state_dict())
-    return vae
-
-
-def crops(image: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Two random squares of each image, (2B, 3, side, side): edges and corners at less cost than whole."""
-    most = image.shape[-1] - side + 1
-    corners = torch.randint(most, (2 * len(image), 2), generator=generator).tolist()
-    return torch.stack([image[i // 2, :, y : y + side, x : x + side] for i, (y, x) in enumerate(corners)])
+    """`number` training pictures from a CPU generator, the same everywhere: (B, 3, 128, 128) in [-1, 1]."""
+    return draw([training_scene(generator) for _ in range(number)], generator, jitter=jitter, device=device)
 
 
 @torch.no_grad()
@@ -132,7 +178,7 @@ def normalise(vae: VAE, image: Tensor) -> None:
 
     The last convolution of the encoder is scaled and shifted, the first of the decoder inversely.
     (The shift is not exactly undone at the border, where that convolution pads with zeros; the
-    training that follows learns it.)
+    training that follows learns it.) The posterior gets the deviation NOISE everywhere.
     """
     z = torch.cat([vae.moments(part)[0] for part in image.split(16)])
     mean, deviation = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
@@ -143,13 +189,32 @@ def normalise(vae: VAE, image: Tensor) -> None:
     n = len(scale)
     out.weight[:n] *= scale[:, None, None, None]
     bias_of(out)[:n] = bias_of(out)[:n] * scale + shift
-    bias_of(out)[n:] += 2 * scale.log()
+    nn.init.zeros_(out.weight[n:])
+    nn.init.constant_(bias_of(out)[n:], 2 * log(NOISE / SCALE))
     into.weight /= scale[:, None, None]
     bias_of(into).sub_((into.weight * shift[:, None, None]).sum(dim=(1, 2, 3)))
 
 
+@torch.no_grad()
 def psnr(vae: VAE, image: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of a reconstruction in dB, for pictures of range 2: (B,)."""
     pairs = [(vae.decode(vae.encode(part)), part) for part in image.split(16)]
     error = torch.cat([(decoded - part).square().mean((1, 2, 3)) for decoded, part in pairs])
     return 10 * (log(4) - error.log()) / log(10)
+
+
+@torch.no_grad()
+def read_back(vae: VAE, image: Tensor, generator: torch.Generator) -> float:
+    """How far latents with the posterior's noise are from what a saved picture of them gives back.
+
+    The root of the mean square error, where the latents have a deviation of about 1.
+    """
+    errors = []
+    for part in image.split(16):
+        latents = vae.encode(part)
+        latents = latents + NOISE * torch.randn(
+            latents.shape, generator=generator, device=generator.device
+        ).to(latents)
+        eight = ((vae.decode(latents).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        errors.append((vae.encode(eight) - latents).square().mean())
+    return float(torch.stack(errors).mean().sqrt())

@@ -1,8 +1,10 @@
 """What a scene is called: captions in many wordings, and their meaning read back.
 
-`caption` says something true of a scene, leaving attributes out at random, so that a model learns
-to follow what is said and to choose the rest. `parse` is its inverse as far as one exists: it gives
-back what a caption claims.
+`caption` says something true of a scene and leaves out, at random, some of what is usual in it: a place
+in the centre, a large or medium size, white behind it, the first shape left of the second; colours, of
+which none is usual, too. So what a caption leaves open is one picture and no average of many: "a star" is
+one in the centre, and large. `parse` is the inverse of `caption` as far as one exists: it gives back what
+a caption claims.
 """
 
 import re
@@ -10,7 +12,18 @@ from dataclasses import dataclass
 
 import torch
 
-from .scenes import BACKGROUNDS, COLOURS, KINDS, RELATIONS, Scene, Shape, choose, is_held_out, random_scene
+from .scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    KINDS,
+    RELATIONS,
+    Scene,
+    Shape,
+    choose,
+    is_held_out,
+    random_scene,
+    usual_scene,
+)
 
 SIZE_WORDS = {
     "small": ("small", "small", "small", "tiny", "little"),
@@ -37,6 +50,17 @@ KIND_WORDS = {"circle": ("circle", "circle", "circle", "disc"), "cross": ("cross
 
 OPENINGS = ("", "", "", "there is", "a picture of", "an image of", "a drawing of")
 BACKGROUND_WORDS = ("on {a} background", "on {a} background", "with {a} background", "on {plain}")
+
+TWO = "two"  # of a kind, side by side
+
+# How often an attribute that has this value is left out: in a usual caption, and in one that says little.
+# What has no entry is always said.
+UNSAID_SIZE = {"large": (0.45, 0.95), "medium": (0.25, 0.5)}
+UNSAID_PAIR_SIZE = {"medium": (0.8, 0.97)}
+UNSAID_PLACE = {"centre": (0.5, 0.95)}
+UNSAID_BACKGROUND = {"white": (0.45, 0.95), "grey": (0.03, 0.05), "black": (0.03, 0.05)}
+UNSAID_COLOUR = (0.06, 0.4)
+UNSAID_RELATION = (0.15, 0.7)
 
 FILLERS = frozenset(["a", "an", "the", "there", "is", "are", "picture", "image", "drawing", "of", "and"])
 """Words that claim nothing."""
@@ -65,13 +89,14 @@ class Claim:
     relation: str | None = None
 
 
-def caption(scene: Scene, generator: torch.Generator, *, complete: bool = False) -> str:
+def caption(scene: Scene, generator: torch.Generator, *, complete: bool = False, brief: bool = False) -> str:
     """Put a scene into words, in one of many ways.
 
     Args:
         scene: what to describe.
         generator: chooses the wording and what is left out.
         complete: mention all that `is_held_out` looks at, as a prompt for a held-out scene must.
+        brief: say little, as people do: leave out most of what is usual, and often the colour.
 
     Returns:
         Lower-case text without a full stop, such as "a small red circle on the left on a white background".
@@ -80,15 +105,12 @@ def caption(scene: Scene, generator: torch.Generator, *, complete: bool = False)
         scene = scene.flipped()
     bare = not complete and len(scene.shapes) == 1 and _happens(0.08, generator)  # "red circle"
     opening = "" if bare else choose(OPENINGS, generator)
-    body = (
-        _one(scene.shapes[0], generator, complete)
-        if len(scene.shapes) == 1
-        else _two(scene, generator, complete)
-    )
+    describe = _one if len(scene.shapes) == 1 else _two
+    body = describe(scene, generator, complete, brief)
     if bare:
         body = body.split(" ", 1)[1]
     words = [opening, body]
-    if _happens(0.75, generator):
+    if not _unsaid(UNSAID_BACKGROUND, scene.background, brief, generator):
         background = _word(COLOUR_WORDS, scene.background, generator)
         phrase = choose(BACKGROUND_WORDS, generator).format(a=_article(background), plain=background)
         words = (
@@ -114,6 +136,20 @@ def held_out_prompts(n: int, *, shapes: int, seed: int) -> list[str]:
     return list(prompts)
 
 
+def open_prompts(n: int, *, seed: int) -> list[str]:
+    """Prompts that say little, as people write them: "a star", "two red circles".
+
+    Args:
+        n: how many, all different.
+        seed: the same seed gives the same prompts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    prompts: dict[str, None] = {}
+    while len(prompts) < n:
+        prompts[caption(usual_scene(generator), generator, brief=True)] = None
+    return list(prompts)
+
+
 def parse(text: str) -> Claim:
     """What a caption claims. Letter case, commas and full stops do not matter.
 
@@ -122,6 +158,9 @@ def parse(text: str) -> Claim:
     """
     text = " ".join(re.sub(r"[.,]", " ", text.lower()).split())
     background, rest = _take_background(text)
+    if re.search(rf"\b{TWO}\b", rest):
+        claim = _claim(" ".join(_SINGULAR_OF.get(word, word) for word in rest.split()), text)
+        return Claim((claim, claim), background)
     relation, parts = _take_relation(rest)
     if len(parts) > 2:
         raise ValueError(f"not a caption of one or two shapes: {text!r} (it names {len(parts)})")
@@ -143,34 +182,61 @@ def _article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _noun(shape: Shape, generator: torch.Generator, *, size: float, colour: float) -> str:
-    """Article, size, colour and kind, the two in the middle with these probabilities."""
-    words = [_word(KIND_WORDS, shape.kind, generator)]
-    if _happens(colour, generator):
+def _unsaid(
+    chances: dict[str, tuple[float, float]], value: str, brief: bool, generator: torch.Generator
+) -> bool:
+    """Whether an attribute of this value is left out."""
+    return value in chances and _happens(chances[value][brief], generator)
+
+
+def _noun(shape: Shape, generator: torch.Generator, *, size: bool, colour: bool, twice: bool = False) -> str:
+    """Article (or "two"), size, colour and kind, the two in the middle where they are to be said."""
+    kind = _word(KIND_WORDS, shape.kind, generator)
+    words = [plural(kind) if twice else kind]
+    if colour:
         words.insert(0, _word(COLOUR_WORDS, shape.colour, generator))
-    if _happens(size, generator):
+    if size:
         words.insert(0, choose(SIZE_WORDS[shape.size], generator))
-    return _article(" ".join(words))
+    return f"{TWO} {' '.join(words)}" if twice else _article(" ".join(words))
 
 
-def _one(shape: Shape, generator: torch.Generator, complete: bool) -> str:
-    noun = _noun(shape, generator, size=1 if complete else 0.65, colour=1 if complete else 0.92)
-    if complete or _happens(0.75, generator):
+def plural(noun: str) -> str:
+    """Several of a kind: circles, crosses."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def _one(scene: Scene, generator: torch.Generator, complete: bool, brief: bool) -> str:
+    (shape,) = scene.shapes
+    size = complete or not _unsaid(UNSAID_SIZE, shape.size, brief, generator)
+    colour = complete or not _happens(UNSAID_COLOUR[brief], generator)
+    noun = _noun(shape, generator, size=size, colour=colour)
+    if complete or not _unsaid(UNSAID_PLACE, shape.place, brief, generator):
         return f"{noun} {choose(PLACE_WORDS[shape.place], generator)}"
     return noun
 
 
-def _two(scene: Scene, generator: torch.Generator, complete: bool) -> str:
-    first, second = (
-        _noun(shape, generator, size=0.2, colour=1 if complete else 0.95) for shape in scene.shapes
-    )
-    if not complete and _happens(0.08, generator):
-        return f"{first} and {second}"
+def _two(scene: Scene, generator: torch.Generator, complete: bool, brief: bool) -> str:
+    first = scene.shapes[0]
+    if scene.are_twins():
+        size = not _unsaid(UNSAID_PAIR_SIZE, first.size, brief, generator)
+        colour = complete or not _happens(UNSAID_COLOUR[brief], generator)
+        return _noun(first, generator, size=size, colour=colour, twice=True)
+    nouns = [
+        _noun(
+            shape,
+            generator,
+            size=not _unsaid(UNSAID_PAIR_SIZE, shape.size, brief, generator),
+            colour=complete or not _happens(UNSAID_COLOUR[brief], generator),
+        )
+        for shape in scene.shapes
+    ]
+    if not complete and scene.relation == "left of" and _happens(UNSAID_RELATION[brief], generator):
+        return f"{nouns[0]} and {nouns[1]}"
     if _happens(0.12, generator):
-        places = (choose(PLACE_WORDS[shape.place], generator) for shape in scene.shapes)
-        return f"{first} {next(places)} and {second} {next(places)}"
+        places = [choose(PLACE_WORDS[shape.place], generator) for shape in scene.shapes]
+        return f"{nouns[0]} {places[0]} and {nouns[1]} {places[1]}"
     assert scene.relation is not None
-    return f"{first} {choose(RELATION_WORDS[scene.relation], generator)} {second}"
+    return f"{nouns[0]} {choose(RELATION_WORDS[scene.relation], generator)} {nouns[1]}"
 
 
 def _meanings(words: dict[str, tuple[str, ...]], *plain: str) -> dict[str, str]:
@@ -185,6 +251,7 @@ _KIND_OF = _meanings(KIND_WORDS, *KINDS)
 _SIZE_OF = _meanings(SIZE_WORDS)
 _PLACE_OF = _meanings(PLACE_WORDS)
 _RELATION_OF = _meanings(RELATION_WORDS)
+_SINGULAR_OF = {plural(kind): kind for kind in _KIND_OF} | {TWO: ""}
 
 
 def _find(meanings: dict[str, str], text: str) -> tuple[str | None, str]:

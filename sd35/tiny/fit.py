@@ -1,132 +1,181 @@
-"""The loop that every stage of training runs, and the state that lets it be stopped and resumed.
+"""What the stages of training share: a plan by time, the weights' copies, and one step.
 
-Batches are made from the number of the step alone, so a run that was interrupted and resumed
-sees what an uninterrupted one would have seen. The state is one safetensors file, written whole or
-not at all; it knows its seed and its plan, and is not taken up by another run.
+A stage has minutes and not steps, so that it ends in time on any machine: its learning rate follows the
+share of its time that is gone.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import trange
 
-from ..errors import SettingsError
 from ..saved.write import written
+from .muon import Muon
+
+REPORT = 15.0  # seconds between two lines of a report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how fast a stage trains."""
+    """How fast a stage trains."""
 
-    steps: int
     learning_rate: float
-    warmup: int = 200  # steps over which the learning rate rises from 0
-    decay: float = 0.3  # the last share of the steps, over which it falls to 0 again
-    weight_decay: float = 0.0
-    ema: float = 0.999  # the average that is kept moves 1 - ema of the way each step
-    save_every: int = 250  # steps
+    muon: float = 1.0  # Muon's learning rate, as a share of that
+    warmup: float = 0.03  # share of its time over which the learning rate rises
+    decay: float = 0.4  # the last share of its time, over which it falls to 0
+    ema: float = 0.998  # the average that is kept moves 1 - ema of the way each step
 
-    def rate(self, step: int) -> float:
-        """Learning rate at a step, as a share of `learning_rate`: a ramp up, a plateau, a ramp down."""
-        remaining = (self.steps - step) / max(self.decay * self.steps, 1)
-        return min(1.0, (step + 1) / self.warmup, remaining)
+    def rate(self, share: float) -> float:
+        """Learning rate when a share of the time is gone: a ramp up, a plateau, a ramp down."""
+        rising = (share + 1e-3) / max(self.warmup, 1e-3)
+        return self.learning_rate * max(0.0, min(1.0, rising, (1 - share) / self.decay))
 
 
-def fit(
-    model: nn.Module,
-    loss_at: Callable[[int], Tensor],
-    plan: Plan,
-    state: Path,
-    *,
-    seed: int,
-    label: str,
-    worker: nn.Module | None = None,
-    is_hidden: Callable[[str], bool] | None = None,
-) -> nn.Module:
-    """Train until the plan is done, from where `state` stands if it exists.
+class Trainer:
+    """A model's weights, the copy in bfloat16 that computes, their average, and the optimizers.
 
     Args:
-        model: trained in place; only its parameters that require gradients.
-        loss_at: step number to loss; it draws its batch from that number.
-        plan: how long and how fast.
-        state: where weights, average and optimizer are kept between runs.
-        seed: of the run, which `loss_at` draws from; a state of another seed is refused.
-        label: shown before the progress bar.
-        worker: a copy of the model in bfloat16, of which `loss_at` makes use; None where it uses the
-            model. It gets the model's weights at each step and hands its gradients over.
-        is_hidden: from a parameter's name, whether it is a matrix between hidden layers, which Muon then
-            trains (https://kellerjordan.github.io/posts/muon); AdamW trains the rest, or without it all.
-
-    Returns:
-        The exponential moving average of the model.
-
-    Raises:
-        SettingsError: `state` is of a run with another seed or plan.
-        FloatingPointError: the loss is not a number; the state on disk is that of the last save.
+        model: trained in place, float32, its parameters contiguous.
+        is_hidden: from a parameter's name, whether Muon trains it; AdamW trains the others.
+        is_trained: from a parameter's name, whether it is trained at all.
+        layout: of the copy's memory.
     """
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizers = _optimizers(model, plan, is_hidden)
-    run = {name: str(value) for name, value in {"seed": seed, **asdict(plan)}.items()}
-    start = load_state(state, model, ema, optimizers, run) if state.exists() else 0
-    progress = trange(start, plan.steps, initial=start, total=plan.steps, desc=label, mininterval=2)
-    running = 0.0
-    for step in progress:
-        for optimizer in optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = plan.learning_rate * plan.rate(step)
-        if worker is not None:
-            worker.load_state_dict(model.state_dict())
-        loss = loss_at(step)
-        loss.backward()
-        if worker is not None:
-            _hand_over(worker, model)
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        for optimizer in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        ema.update_parameters(model)
 
-        value = loss.item()
-        if value != value:
-            raise FloatingPointError(f"{label}: the loss is NaN at step {step}; lower the learning rate")
-        running = value if step == start else 0.98 * running + 0.02 * value
-        progress.set_postfix(loss=f"{running:.5f}", refresh=False)
-        if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-            save_state(state, model, ema, optimizers, run, step + 1)
-    return ema.module
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        is_hidden: Callable[[str], bool],
+        *,
+        is_trained: Callable[[str], bool] = lambda _: True,
+        layout: torch.memory_format = torch.preserve_format,
+    ) -> None:
+        self.model, self.plan = model, plan
+        model.zero_grad(set_to_none=True)  # of an earlier stage, which a copy would take along
+        # torch's stubs do not know this argument of Module.to.
+        self.worker = deepcopy(model).bfloat16().to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        trained = {name: parameter for name, parameter in model.named_parameters() if is_trained(name)}
+        copies = dict(self.worker.named_parameters())
+        self.parameters = list(trained.values())
+        self.copies = [copies[name] for name in trained]
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.muon = Muon({name: one for name, one in trained.items() if is_hidden(name)})
+        rest = [one for name, one in trained.items() if not is_hidden(name)]
+        self.adam = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, share: float) -> None:
+        """Move the weights along the gradients that the copy holds; `share` of the stage's time is gone."""
+        rate = self.plan.rate(share)
+        gradients = [parameter.grad for parameter in self.parameters]
+        found = [torch.zeros_like(copy) if copy.grad is None else copy.grad for copy in self.copies]
+        torch._foreach_copy_(gradients, found)
+        for copy in self.copies:
+            copy.grad = None
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for group in self.adam.param_groups:
+            group["lr"] = rate
+        self.adam.step()
+        self.muon.step(self.plan.muon * rate)
+        torch._foreach_copy_(self.copies, self.parameters)
+        self.steps += 1
+        ema = min(self.plan.ema, self.steps / (self.steps + 10))
+        torch._foreach_lerp_(self.average, self.parameters, 1 - ema)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Leave the average in the model and in its copy."""
+        torch._foreach_copy_(self.parameters, self.average)
+        torch._foreach_copy_(self.copies, self.average)
+
+    def averaged(self) -> nn.Module:
+        """A copy of the model with the averaged weights, while training goes on."""
+        model = deepcopy(self.model)
+        own = {id(old): new for old, new in zip(self.model.parameters(), model.parameters(), strict=True)}
+        with torch.no_grad():
+            torch._foreach_copy_([own[id(one)] for one in self.parameters], self.average)
+        return model
 
 
-def _optimizers(
-    model: nn.Module, plan: Plan, is_hidden: Callable[[str], bool] | None
-) -> dict[str, torch.optim.Optimizer]:
-    """What trains the model, by the name that its moments have in the state."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    hidden = [parameter for name, parameter in trained if is_hidden is not None and is_hidden(name)]
-    rest = [parameter for name, parameter in trained if is_hidden is None or not is_hidden(name)]
-    rate, decay = plan.learning_rate, plan.weight_decay
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "adam": torch.optim.AdamW(rest, lr=rate, weight_decay=decay, betas=(0.9, 0.99), fused=True)
-    }
-    if hidden:
-        # Scaled so that its steps are as large as AdamW's and one learning rate fits both.
-        optimizers["muon"] = torch.optim.Muon(
-            hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-        )
-    return optimizers
+class Run:
+    """A run's time and its log.
 
+    Args:
+        minutes: how long it may take, from the moment the process began.
+        log: a file to which its lines are added, beside standard output.
+        save: writes what there is; called every `every` seconds.
+    """
 
-def _hand_over(worker: nn.Module, model: nn.Module) -> None:
-    """Move gradients from the worker's parameters to the model's, in the model's dtype."""
-    for source, target in zip(worker.parameters(), model.parameters(), strict=True):
-        target.grad = None if source.grad is None else source.grad.to(target.dtype)
-        source.grad = None
+    def __init__(self, minutes: float, log: Path, *, began: float, every: float = 90.0) -> None:
+        self.began, self.end = began, began + 60 * minutes
+        self.log, self.every = log, every
+        self.save: Callable[[], None] = lambda: None
+        self._saved = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print a line with the time since the beginning, and add it to the log."""
+        line = f"{time.monotonic() - self.began:6.1f} s  {line}"
+        print(line, flush=True)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+    def left(self) -> float:
+        """Seconds until the end."""
+        return self.end - time.monotonic()
+
+    def stage(
+        self, label: str, until: float, *, examples: int, losses: Mapping[str, Tensor], trainer: Trainer
+    ) -> Iterator[float]:
+        """The shares of a stage's time that are gone, one for each step, while there is time.
+
+        Args:
+            label: before each line of the report.
+            until: `left()` at which it ends.
+            examples: of a step, for the report.
+            losses: what to report; the caller keeps the tensors up to date.
+            trainer: is taken back to its last average that was finite where a loss is not.
+
+        Raises:
+            FloatingPointError: no step of the stage had a finite loss.
+        """
+        start = last = time.monotonic()
+        end = self.end - until
+        step = since = 0
+        good: list[Tensor] | None = None
+        while (now := time.monotonic()) < end:
+            if now - last > REPORT and step > since:
+                values = {name: float(value) for name, value in losses.items()}
+                told = ", ".join(f"{name} {value:.5f}" for name, value in values.items())
+                speed = (step - since) * examples / (time.monotonic() - last)
+                self.say(f"{label}, step {step}: {told}; {speed:.0f} a second; {self.left():.0f} s left")
+                if all(abs(value) < float("inf") for value in values.values()):
+                    good = [one.clone() for one in trainer.average]
+                    if now - self._saved > self.every:
+                        self.save()
+                        self._saved = time.monotonic()
+                elif good is None:
+                    raise FloatingPointError(f"{label}: the loss is not a number from the first steps on")
+                else:
+                    self.say(f"{label}: not a number; back to the weights of the last report")
+                    with torch.no_grad():
+                        for kept in (trainer.average, trainer.parameters, trainer.copies):
+                            torch._foreach_copy_(kept, good)
+                        for momentum in trainer.muon.momenta:
+                            momentum.zero_()
+                    trainer.adam.state.clear()
+                last, since = time.monotonic(), step
+            yield (now - start) / max(end - start, 1e-6)
+            step += 1
+        told = ", ".join(f"{name} {float(value):.5f}" for name, value in losses.items())
+        self.say(f"{label} ended after {step} steps: {told}; {self.left():.0f} s left")
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -140,61 +189,8 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | N
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, metadata)
 
 
-def save_state(
-    path: Path,
-    model: nn.Module,
-    ema: AveragedModel,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    run: Mapping[str, str],
-    step: int,
-) -> None:
-    """Write everything that `load_state` needs: weights, average, moments, the run and its next step."""
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"ema/{name}": tensor for name, tensor in ema.state_dict().items()}
-    for kind, optimizer in optimizers.items():
-        for number, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"{kind}/{number}/{name}": tensor for name, tensor in moments.items()}
-    save(tensors, path, {**run, "step": str(step)})
-
-
-def load_state(
-    path: Path,
-    model: nn.Module,
-    ema: AveragedModel,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    run: Mapping[str, str],
-) -> int:
-    """Restore what `save_state` wrote and return the number of the next step.
-
-    Raises:
-        SettingsError: it is the state of another run.
-    """
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("model", "ema", *optimizers)}
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        for name, value in run.items():
-            if metadata.get(name) != value:
-                raise SettingsError(
-                    f"{path} is of a run with {name} {metadata.get(name)}, not {value}: go on with the same "
-                    "options, or choose another output folder"
-                )
-        step = int(metadata["step"])
-        for name in file.keys():  # noqa: SIM118 (a file is no dict and does not iterate)
-            part, key = name.split("/", 1)
-            parts[part][key] = file.get_tensor(name)
-    model.load_state_dict(parts["model"])
-    ema.load_state_dict(parts["ema"])
-    for kind, optimizer in optimizers.items():
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in parts[kind].items():
-            number, name = key.split("/")
-            moments.setdefault(int(number), {})[name] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return step
-
-
-def seeded(seed: int, *numbers: int) -> torch.Generator:
-    """A generator that depends on these numbers and nothing else, on the CPU."""
+def seeded(seed: int, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on these numbers and nothing else."""
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % 2**63
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed)

@@ -1,76 +1,184 @@
-"""The embedded model from nothing: `sd35 train tiny`.
+"""The embedded model from nothing, in minutes: autoencoder, then text encoders and transformer.
 
-Every stage can be stopped and taken up again; what it has done so far lies in the output folder
-under `training/`. At the end the folder holds the model in the official layout, in float16.
+The shipped weights are of eight minutes on one card of the year 2023 (an H100). On a processor the same
+recipe takes a day for the same number of pictures, and less time gives a lesser model.
 """
 
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor, nn
 
 from vae import VAE
 
-from ..errors import SettingsError
-from .autoencoder import SIZE, train_decoder, train_joint
-from .fit import save
-from .transformer import Painter, train_painter
-from .vocabulary import CLIP_FOLDERS, T5_FOLDER, Tokenizers, write_tokenizers
+from .autoencoder import train_autoencoder
+from .bank import filling
+from .fit import Run, Trainer, seeded
+from .painter import Painter
+from .pieces import built, half, join, read_pieces, write_pieces
+from .transformer import PLAN, RESUMED, train_painter
+from .vocabulary import Tokenizers, write_tokenizers
 
-STATE = "training"  # what is in the output folder of a run, from its first moment on
-ENCODERS = "text_encoders"
+STATE = "training"  # the folder of a run, in the folder of its model
+AUTOENCODER_SHARE = 0.4  # of the time
+WARM_LOG = "warm.log"
+WRITING = 6.0  # seconds kept for the last file
 
 
-def train(output: Path, *, seed: int = 0, device: str = "cpu") -> None:
+@dataclass(frozen=True)
+class Sizes:
+    """How much at a time."""
+
+    scenes: int  # drawn beforehand
+    workers: int  # processes that draw them
+    pictures: int  # of a step of the autoencoder
+    captions: int  # of a step of the transformer
+    fill: int  # pictures encoded before the transformer's first step
+    renew: int  # and for each step
+
+
+CARD = Sizes(scenes=600_000, workers=14, pictures=32, captions=1024, fill=100_000, renew=32)
+PROCESSOR = Sizes(scenes=30_000, workers=1, pictures=4, captions=32, fill=4096, renew=2)
+SMALL = Sizes(scenes=1024, workers=1, pictures=2, captions=8, fill=64, renew=1)
+
+
+class Progress:
+    """What there is by now of the model, and where it is written."""
+
+    def __init__(self, painter: Painter, vae: VAE | None, folder: Path) -> None:
+        self.painter, self.vae, self.folder = painter, vae, folder
+        self.trainer: Trainer | None = None
+
+    def watch(self, trainer: Trainer) -> None:
+        """Take from now on what this trainer has."""
+        self.trainer = trainer
+
+    def write(self) -> None:
+        """Write all weights, those in training as their average."""
+        model = None if self.trainer is None else self.trainer.averaged()
+        painter = model if isinstance(model, Painter) else self.painter
+        vae = model if isinstance(model, VAE) else self.vae
+        if vae is not None:
+            write_pieces(half(painter, vae), self.folder)
+
+
+def train(
+    output: Path, *, minutes: float, seed: int = 0, device: str = "cpu", resume: Path | None = None
+) -> None:
     """Train the embedded model and write it to a folder.
 
     Args:
-        output: made if it does not exist; a run that was stopped goes on from what is there, and one that
-            was finished writes the same model again.
-        seed: of every random number in it. Another machine's arithmetic still gives other weights.
-        device: where to train; bfloat16 where that is fast, float32 for what must be exact.
+        output: a new folder, or an empty one.
+        minutes: how long.
+        seed: of every random number in it. Another machine's speed and arithmetic still give other weights.
+        device: where to train, in bfloat16.
+        resume: the folder `training` of an earlier run, whose transformer is trained on.
 
     Raises:
-        FileExistsError: the folder holds a model, or a part of one, that no run in it has made.
-        SettingsError: a run with another seed is under way in it, or this torch is too old.
+        FileExistsError: the folder holds something.
+        SettingsError: what is to be resumed is not there.
     """
-    if not hasattr(torch.optim, "Muon"):
-        raise SettingsError(
-            f"training needs the optimizer Muon of torch 2.9; this is torch {torch.__version__}"
-        )
-    _refuse_foreign(output)
-    state = output / STATE
-    state.mkdir(parents=True, exist_ok=True)
-    write_tokenizers(output)
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty: choose another output folder")
+    train_pieces(output / STATE, minutes=minutes, seed=seed, device=device, resume=resume)
+    join(output / STATE, output)
+
+
+def train_pieces(
+    folder: Path,
+    *,
+    minutes: float,
+    seed: int = 0,
+    device: str = "cpu",
+    resume: Path | None = None,
+    sizes: Sizes | None = None,
+    began: float | None = None,
+) -> None:
+    """Train, and leave the weights in pieces with a log; otherwise as `train`.
+
+    Args:
+        folder: where to; made if it does not exist.
+        minutes: as for `train`.
+        seed: likewise.
+        device: likewise.
+        resume: likewise.
+        sizes: None takes those for the device.
+        began: from when the minutes count, on `time.monotonic`'s clock; None is now.
+    """
     where = torch.device(device)
-    vae = train_joint(state, seed=seed, device=where)
-    painter = train_painter(vae, Tokenizers(output), state, seed=seed, device=where)
-    vae = train_decoder(vae, state, seed=seed, device=where)
-    write_model(painter, vae, output)
+    on_card = where.type == "cuda"
+    sizes = sizes or (CARD if on_card else PROCESSOR)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(minutes, folder / "train.log", began=time.monotonic() if began is None else began)
+    with TemporaryDirectory() as temporary:
+        write_tokenizers(Path(temporary))
+        tokenizers = Tokenizers(Path(temporary))
+        start = None if resume is None else built(read_pieces(resume), tokenizers)
+        warming = warm(sizes.captions, Path(temporary)) if on_card else None
+        scenes, workers = sizes.scenes, sizes.workers
+        with filling(scenes, Path(temporary), seed=seed, workers=workers, device=where) as bank:
+            torch.backends.cudnn.benchmark = on_card
+            run.say(
+                f"torch {torch.__version__} on {torch.cuda.get_device_name() if on_card else 'a processor'}"
+            )
+            painter, vae = start or (Painter(tokenizers.clip_size, tokenizers.t5_size, seeded(seed, 4)), None)
+            progress = Progress(painter.to(where), vae, folder)
+            run.save = progress.write
+            if vae is None:
+                until = WRITING + (1 - AUTOENCODER_SHARE) * (run.left() - WRITING)
+                vae = train_autoencoder(
+                    run,
+                    bank,
+                    batch=sizes.pictures,
+                    seed=seed,
+                    until=until,
+                    device=where,
+                    watch=progress.watch,
+                )
+                progress.vae = vae
+                progress.write()
+            progress.vae = vae = vae.to(where)
+            train_painter(
+                run,
+                painter,
+                vae,
+                bank,
+                tokenizers,
+                plan=PLAN if start is None else RESUMED,
+                batch=sizes.captions,
+                fill=sizes.fill,
+                renew=sizes.renew,
+                seed=seed,
+                until=WRITING,
+                watch=progress.watch,
+                compiled=warming is not None and is_warm(warming, Path(temporary), run),
+            )
+            progress.write()
+            run.say(f"written to {folder}")
 
 
-def write_model(painter: Painter, vae: VAE, output: Path) -> None:
-    """Write all weights in the official layout, float16."""
-    tensors = _half(painter.mmdit, "model.diffusion_model.") | _half(vae, "first_stage_model.")
-    encoders = output / ENCODERS
-    # The pipeline draws at the size that a file names so, as the official ones do.
-    resolution = {"modelspec.resolution": f"{SIZE}x{SIZE}"}
-    save(tensors, output / "sd3.5_tiny.safetensors", resolution)
-    save(_half(painter.clip_l), encoders / "clip_l.safetensors")
-    save(_half(painter.clip_g), encoders / "clip_g.safetensors")
-    save(_half(painter.t5), encoders / "t5xxl_fp16.safetensors")
+def warm(batch: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Begin to compile the transformer's blocks in another process, into the cache on disk that torch keeps.
+
+    There it costs no time of the training, and neither a failure nor a hang can stop that.
+    """
+    command = [sys.executable, "-m", "sd35.tiny.warm", str(batch)]
+    with (folder / WARM_LOG).open("wb") as log:
+        return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=log, stderr=subprocess.STDOUT)
 
 
-def _refuse_foreign(output: Path) -> None:
-    """Refuse a folder with a model in it, unless a run began there."""
-    folders = [output / name for name in (ENCODERS, *CLIP_FOLDERS, T5_FOLDER)]
-    there = [*output.glob("*.safetensors"), *(folder for folder in folders if folder.exists())]
-    if there and not (output / STATE).exists():
-        raise FileExistsError(
-            f"{there[0]} exists and was not made by a training in {output}: choose another output folder"
-        )
-
-
-def _half(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """A module's tensors in float16, under the names of the official files."""
-    return {f"{prefix}{name}": tensor.detach().half().cpu() for name, tensor in module.state_dict().items()}
+def is_warm(warming: subprocess.Popen[bytes], folder: Path, run: Run) -> bool:
+    """Whether the other process has compiled all; it is ended if it has not yet."""
+    status = warming.poll()
+    if status is None:
+        warming.kill()
+        warming.wait()
+    lines = (folder / WARM_LOG).read_text(errors="replace").strip().splitlines()[-4:]
+    run.say(
+        f"compiling ahead ended with {'no end in sight' if status is None else status}: {' | '.join(lines)}"
+    )
+    return status == 0

@@ -1,12 +1,7 @@
 """The pictures that the embedded model learns from: one or two coloured shapes on a background.
 
-A `Scene` says in words what is to be seen; `draw` paints a batch of them from signed distances,
-which gives smooth edges at any size of picture. Lengths are fractions of the picture's side, x
-runs to the right and y down, both from the centre.
-
-Shapes:
-
-    B  scenes           P  shapes painted, of all scenes together           S  pixels of a side
+A `Scene` says in words what is to be seen; `painting.py` paints it. Lengths are fractions of the picture's
+side, x runs to the right and y down, both from the centre.
 """
 
 import hashlib
@@ -16,25 +11,24 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from .outlines import KINDS
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 30, 35),
-    "orange": (255, 135, 10),
-    "yellow": (250, 225, 40),
+    "orange": (243, 135, 16),
+    "yellow": (243, 225, 40),
     "green": (30, 150, 60),
     "cyan": (40, 205, 220),
     "blue": (30, 65, 215),
     "purple": (130, 35, 170),
-    "pink": (255, 140, 195),
+    "pink": (243, 135, 190),
 }
-"""The eight colours of a shape, in sRGB, 0 to 255."""
+"""The eight colours of a shape, in sRGB, 0 to 255. None is nearer to either end than the grain needs."""
 
 NEUTRALS: dict[str, tuple[int, int, int]] = {
-    "white": (255, 255, 255),
-    "black": (0, 0, 0),
+    "white": (246, 246, 246),
+    "black": (10, 10, 10),
     "grey": (128, 128, 128),
 }
 BACKGROUNDS: dict[str, tuple[int, int, int]] = NEUTRALS | COLOURS
@@ -66,7 +60,7 @@ PAIR_SPREAD = 1.175
 PAIR_SIZES = ("small", "medium")  # two large ones do not fit side by side
 POSITION_JITTER = 0.025
 SIZE_JITTER = 0.04
-NEAREST_COLOURS = 125  # Euclidean, of 0 to 255: keeps orange off yellow and red, grey off purple
+NEAREST_COLOURS = 122  # Euclidean, of 0 to 255: keeps orange off yellow and red, grey off purple
 HELD_OUT_ONE_IN = 16
 
 Choice = TypeVar("Choice")
@@ -95,6 +89,13 @@ class Scene:
         if self.relation is None:
             return self
         return replace(self, shapes=self.shapes[::-1], relation=INVERSE[self.relation])
+
+    def are_twins(self) -> bool:
+        """Whether its shapes are two of a kind and colour, side by side: a relation says nothing of them."""
+        first, *others = self.shapes
+        return [(other.kind, other.colour, other.size) for other in others] == [
+            (first.kind, first.colour, first.size)
+        ]
 
 
 def random_scene(generator: torch.Generator, *, shapes: int | None = None) -> Scene:
@@ -128,6 +129,25 @@ def training_scene(generator: torch.Generator, *, shapes: int | None = None) -> 
     return scene
 
 
+def usual_scene(generator: torch.Generator) -> Scene:
+    """What a caption that says little is taken to mean, never one that is held out.
+
+    A shape in the centre, large or at times medium; or two medium ones side by side, in half of the cases
+    alike ("two circles"); on white, now and then on grey or black. The colours and kinds are anything.
+    """
+    background = "white" if _happens(0.85, generator) else choose(("grey", "black"), generator)
+    colours = [colour for colour in COLOURS if are_distinct(colour, background)]
+    if _happens(0.5, generator):
+        size = "large" if _happens(0.75, generator) else "medium"
+        scene = Scene((_random_shape(colours, [size], "centre", generator),), background)
+    else:
+        first, second = (_random_shape(colours, ["medium"], place, generator) for place in ("left", "right"))
+        if _happens(0.5, generator):
+            second = replace(first, place="right")
+        scene = Scene((first, second), background, "left of")
+    return usual_scene(generator) if is_held_out(scene) else scene
+
+
 def is_held_out(scene: Scene) -> bool:
     """Whether training must never see this scene: about one combination in 16, always the same ones.
 
@@ -156,46 +176,8 @@ def choose(options: Sequence[Choice], generator: torch.Generator) -> Choice:
     return options[int(torch.randint(len(options), (), generator=generator))]
 
 
-def draw(
-    scenes: Sequence[Scene],
-    generator: torch.Generator,
-    *,
-    size: int = 128,
-    jitter: float = 1.0,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Paint scenes, each shape a little off its nominal place and size.
-
-    Args:
-        scenes: what to paint, B of them.
-        generator: where the jitter comes from; a CPU generator, so that a picture is the same everywhere.
-        size: pixels of a side, S.
-        jitter: how far off, as a share of POSITION_JITTER and SIZE_JITTER; 0 is exactly in place.
-        device: where the painting is done and the result lives.
-
-    Returns:
-        Images, (B, 3, S, S) in [-1, 1], float32.
-    """
-    shapes = [(shape, number) for number, scene in enumerate(scenes) for shape in scene.shapes]
-    owners = torch.tensor([number for _, number in shapes], device=device)
-    paints = _rgb([COLOURS[shape.colour] for shape, _ in shapes], device)
-    backgrounds = _rgb([BACKGROUNDS[scene.background] for scene in scenes], device)
-    x, y, radius = _layout(scenes, jitter, generator).to(device).unbind(dim=1)
-
-    axis = (torch.arange(size, device=device) + 0.5) / size - 0.5
-    images = backgrounds.expand(-1, -1, size, size).clone()
-    for kind, distance in KINDS.items():
-        rows = [row for row, (shape, _) in enumerate(shapes) if shape.kind == kind]
-        if not rows:
-            continue
-        unit = radius[rows, None, None]
-        u = (axis - x[rows, None])[:, None, :] / unit  # (P, 1, S)
-        v = (axis - y[rows, None])[:, :, None] / unit  # (P, S, 1)
-        # A pixel is covered by what lies within half a pixel of the edge: one step of smoothness.
-        cover = (0.5 - distance(u, v) * unit * size).clamp(0, 1)[:, None]  # (P, 1, S, S)
-        # Shapes of one scene never overlap, so that adding their differences paints both.
-        images.index_add_(0, owners[rows], cover * (paints[rows] - backgrounds[owners[rows]]))
-    return images
+def _happens(probability: float, generator: torch.Generator) -> bool:
+    return bool(torch.rand((), generator=generator) < probability)
 
 
 def _random_shape(
@@ -203,23 +185,3 @@ def _random_shape(
 ) -> Shape:
     kind, colour, size = (choose(options, generator) for options in (list(KINDS), colours, sizes))
     return Shape(kind, colour, size, place)
-
-
-def _rgb(colours: Sequence[tuple[int, int, int]], device: torch.device | str) -> Tensor:
-    """Colours of 0 to 255 as (n, 3, 1, 1) in [-1, 1]."""
-    return torch.tensor(colours, dtype=torch.float32, device=device)[:, :, None, None] / 127.5 - 1
-
-
-def _layout(scenes: Sequence[Scene], jitter: float, generator: torch.Generator) -> Tensor:
-    """Centre and radius of every shape, jittered: (P, 3) with columns x, y, radius."""
-    nominal = []
-    for scene in scenes:
-        spread = 1.0 if scene.relation is None else PAIR_SPREAD
-        for shape in scene.shapes:
-            x, y = PLACES[shape.place]
-            nominal.append((spread * x, spread * y, SIZES[shape.size]))
-    layout = torch.tensor(nominal)
-    offset = jitter * (2 * torch.rand(layout.shape, generator=generator) - 1)  # uniform in ±jitter
-    layout[:, :2] += POSITION_JITTER * offset[:, :2]
-    layout[:, 2] *= 1 + SIZE_JITTER * offset[:, 2]
-    return layout

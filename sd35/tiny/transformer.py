@@ -1,237 +1,233 @@
 """Training of the embedded model's MM-DiT, together with its three text encoders.
 
 The objective is that of the SD3 paper (arXiv:2403.03206): rectified flow with logit-normal noise
-levels. The pictures are encoded once; the captions are put into words anew each time. Text
-encoders of this size need no training of their own: they learn from what the MM-DiT makes of them.
+levels. Latents of many pictures are kept at hand and renewed little by little; each is met under
+several captions and with ever new noise.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from tqdm import trange
+from torch import Tensor
 
 from flow import interpolate, sample_sigmas, target
-from mmdit import MMDiT, MMDiTConfig, init_weights
-from textenc import CLIP, T5, CLIPConfig, CLIPOutput, T5Config, assemble
-from vae import VAE
+from mmdit import MMDiT
+from vae import SCALE, SHIFT, VAE
 
-from .autoencoder import pictures_of
-from .captions import caption
-from .fit import Plan, fit, save, seeded
-from .scenes import Scene, training_scene
+from .autoencoder import CONFIG, NOISE
+from .bank import CAPTIONS, LENGTH, Bank
+from .fit import Plan, Run, Trainer, seeded
+from .painter import POSITIONS, Painter
+from .painting import paint_at_random
 from .vocabulary import Tokenizers
 
-MMDIT = MMDiTConfig(
-    dim=192, depth=6, num_heads=3, pos_embed_size=32, context_dim=256, pooled_dim=64 + 128, dual_blocks=(0, 1)
-)
-SCENES = 30_000  # encoded once for a stage; two thirds of them pairs, which are harder and more varied
-ENCODED = 16  # scenes encoded at a time; larger batches leave the processor's caches and are slower
+PLAN = Plan(learning_rate=2e-3, warmup=0.03, decay=0.4, ema=0.998)
+RESUMED = Plan(learning_rate=1e-3, warmup=0.05, decay=0.8, ema=0.998)  # of one that has learnt already
+JITTER = 0.25  # an edge is encoded anew at each offset from the latents' cells: few are learnt exactly
 DROP = 0.1  # of the captions, for guidance; and of each encoder by itself, so that one may be missing
 
-# Most of a caption's 77 + 77 tokens are padding, and the cost of a step is their number. So the
-# model learns on sequences just long enough for the batch, and gets used to the padding on the way.
-FULL_LENGTH = 77
-PADDED_EVERY = 8  # one batch in so many has its full length
+# Most of a caption's 77 + 77 tokens are padding, and the cost of a step is their number. So the model learns
+# on sequences just long enough, and gets used to the padding on the way and at the end.
+SHORT, PADDED, LONG = (LENGTH, LENGTH), (POSITIONS, 77), (POSITIONS, 256)  # tokens of CLIP and of T5
+PADDED_EVERY, LONG_EVERY = 8, 40  # one batch in so many
+RENEW_EVERY = 8  # steps, for more pictures at a time
+PADDED_FROM = 0.92  # share of the time from which on no batch is short
 
-# The flat colour of a background shows through very strong noise, so that what the text says of it has to
-# be used at noise levels that the usual density hardly draws; and three channels of sixteen hold colours.
-SIGMA_SHIFTS = (1.5, 8.0)  # of a batch's first and second half; bends levels upward, as `flow.sigmas` does
-COLOUR_WEIGHT = 3.0  # of the errors in the first three channels, relative to the others
+# What kind of shape it is, and its flat colours, is decided near pure noise, at levels that the usual density
+# hardly draws; so most of a batch is drawn with its levels bent upward, as `flow.sigmas` does, and a part
+# where the first step of every schedule is.
+SIGMA_SHIFTS = (1.5, 8.0)
+FIRST_SHARE, FIRST_FROM = 0.1, 0.95
 
 # The linear layers of all blocks of the MM-DiT and of the text encoders.
 HIDDEN = r"\.(qkv|proj|[qkv]_proj|out_proj|SelfAttention\.[qkvo]|fc[12]|wi_[01]|wo)\.weight$"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One of the stages in which the transformer is trained, each from where the one before left it."""
+@dataclass
+class Batch:
+    """What a step sees."""
 
-    name: str  # of its files
-    plan: Plan
-    batch: int
-    padded_from: int  # from this step on, every batch has its full length
-    singles: float  # share of scenes with one shape
-    jitter: float  # of the pictures, as a share of the usual
-    muon: bool  # whether Muon trains the matrices of the blocks, which AdamW does otherwise
-    number: int  # what its batches are drawn from, beside the seed
+    data: Tensor  # latents, (B, 16, 16, 16)
+    noise: Tensor
+    sigma: Tensor  # (B,)
+    ids: tuple[Tensor, Tensor, Tensor]  # CLIP-L's, CLIP-G's and T5's
+    keep: Tensor  # (3, B), which encoders tell of the caption
 
 
-# First what words mean, on shapes that stand anywhere near their places. An edge is encoded differently
-# at each offset from the latents' cells, 8 pixels wide, and is learnt exactly where the offsets are few.
-DRAFT = Stage(
-    name="draft",
-    plan=Plan(steps=12_000, learning_rate=1e-3, warmup=300, decay=0.5, ema=0.998),
-    batch=48,
-    padded_from=11_600,
-    singles=1 / 3,
-    jitter=1.0,
-    muon=False,
-    number=6,
-)
-SETTLE = Stage(
-    name="settle",
-    plan=Plan(steps=2_000, learning_rate=1e-3, warmup=100, decay=0.0, ema=0.998),
-    batch=32,
-    padded_from=2_000,
-    singles=1 / 3,
-    jitter=0.25,
-    muon=True,
-    number=8,
-)
-# A shape that is alone has more places and sizes than one of a pair, and so needs to be seen more often.
-FINISH = Stage(
-    name="finish",
-    plan=Plan(steps=6_000, learning_rate=1e-3, warmup=100, decay=1.0, ema=0.998),
-    batch=32,
-    padded_from=5_800,
-    singles=0.6,
-    jitter=0.25,
-    muon=True,
-    number=9,
-)
+class Latents:
+    """Latents of the scenes in a bank: row i is of a picture of scene i, renewed in turn."""
 
+    def __init__(self, bank: Bank, encoder: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
+        self.bank, self.encoder, self.generator = bank, encoder, generator
+        shape = (bank.capacity, CONFIG.latent_channels, 16, 16)
+        self.values = torch.zeros(shape, dtype=torch.float16, device=generator.device)
+        self.filled = self.next = 0
 
-class Painter(nn.Module):
-    """All that is trained: text encoders and transformer, each under the name of its file."""
-
-    def __init__(self, clip_vocabulary: int, t5_vocabulary: int, generator: torch.Generator) -> None:
-        super().__init__()
-        shared: dict[str, Any] = {"vocab_size": clip_vocabulary, "positions": FULL_LENGTH, "depth": 2}
-        self.clip_l = CLIP(
-            CLIPConfig(
-                dim=64, num_heads=1, mlp_dim=256, projection_dim=None, activation="quick_gelu", **shared
-            )
-        )
-        self.clip_g = CLIP(
-            CLIPConfig(dim=128, num_heads=2, mlp_dim=512, projection_dim=128, activation="gelu", **shared)
-        )
-        self.t5 = T5(
-            T5Config(
-                vocab_size=t5_vocabulary, dim=256, depth=2, num_heads=4, head_dim=64, mlp_dim=512, buckets=32
-            )
-        )
-        self.mmdit = MMDiT(MMDIT)
-        for encoder in (self.clip_l, self.clip_g, self.t5):
-            encoder.initialize(generator)
-        init_weights(self.mmdit, generator)
-
-    def encode(self, ids: Sequence[Tensor], keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Context and pooled vector of a batch of token ids, one tensor of them for each encoder.
-
-        Args:
-            ids: for CLIP-L, CLIP-G (B, L each) and T5 (B, L').
-            keep: (3, B), 0 where an encoder's part of a caption is to be zero, 1 elsewhere.
-        """
-        clip_l, clip_g, t5 = self.clip_l(ids[0]), self.clip_g(ids[1]), self.t5(ids[2])
-        return assemble(_masked(clip_l, keep[0]), _masked(clip_g, keep[1]), t5 * keep[2][:, None, None])
-
-
-def _masked(output: CLIPOutput, keep: Tensor) -> CLIPOutput:
-    """An encoder's output with zeros for the captions that it is not to tell of; keep is (B,)."""
-    keep = keep.to(output.pooled.dtype)[:, None]
-    return output._replace(penultimate=output.penultimate * keep[:, :, None], pooled=output.pooled * keep)
-
-
-class ExplicitAttention(TorchFunctionMode):
-    """Attention as two matrix products and a softmax.
-
-    For the short sequences here and on a CPU, forward and backward take a third to a fifth of the
-    time that torch's fused attention takes.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace `scaled_dot_product_attention`, and pass everything else on."""
-        if func is not nn.functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        return explicit_attention(*args, **(kwargs or {}))
-
-
-def explicit_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    """What `torch.nn.functional.scaled_dot_product_attention` computes, for the arguments used here."""
-    logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
-    if attn_mask is not None:
-        logits = logits + attn_mask
-    if is_causal:
-        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        logits = logits.masked_fill(later, float("-inf"))
-    return logits.softmax(dim=-1) @ v
+    @torch.no_grad()
+    def renew(self, number: int) -> None:
+        """Paint and encode the next `number` scenes, first those that have no latents yet."""
+        start = 0 if self.next >= len(self.bank) else self.next
+        rows = slice(start, min(start + number, len(self.bank)))
+        image = paint_at_random(self.bank.tables[rows], self.generator, jitter=JITTER)
+        self.values[rows] = self.encoder(image).half()
+        self.next = rows.stop
+        self.filled = max(self.filled, rows.stop)
 
 
 def train_painter(
-    vae: VAE, tokenizers: Tokenizers, folder: Path, *, seed: int, device: torch.device
-) -> Painter:
-    """Train the transformer and the text encoders on latents of this autoencoder."""
-    painter = Painter(tokenizers.clip_size, tokenizers.t5_size, seeded(seed, 4)).to(device)
-    for stage in (DRAFT, SETTLE, FINISH):
-        train_stage(painter, stage, vae, tokenizers, folder, seed=seed, device=device)
-    return painter
-
-
-def train_stage(
+    run: Run,
     painter: Painter,
-    stage: Stage,
     vae: VAE,
+    bank: Bank,
     tokenizers: Tokenizers,
-    folder: Path,
     *,
+    plan: Plan,
+    batch: int,
+    fill: int,
+    renew: int,
     seed: int,
-    device: torch.device,
+    until: float,
+    watch: Callable[[Trainer], None],
+    compiled: bool,
 ) -> None:
-    """Train a painter, in place, through one stage, at the end of which it is the average over it."""
-    worker = deepcopy(painter).bfloat16()
-    path = folder / f"latents_{stage.jitter:g}.safetensors"
-    scenes, latents = encoded_scenes(vae, path, jitter=stage.jitter, seed=seed, device=device)
+    """Train a painter, in place, on latents of this autoencoder.
 
-    def loss_at(step: int) -> Tensor:
-        generator = seeded(seed, stage.number, step)
-        chosen = _chosen(stage, generator)
-        data = latents[chosen].float()
-        texts = [caption(scenes[i], generator) for i in chosen.tolist()]
-        texts = [
-            text if kept else "" for text, kept in zip(texts, _kept(stage.batch, generator), strict=True)
+    Args:
+        run: the clock and the log.
+        painter: from where it is.
+        vae: whose latents it learns.
+        bank: scenes and captions.
+        tokenizers: those that the bank's captions were read with.
+        plan: PLAN, or RESUMED.
+        batch: captions of a step.
+        fill: pictures that are encoded before the first step.
+        renew: pictures that are encoded anew, for each step.
+        seed: of pictures and noise.
+        until: seconds before the run's end at which to be done.
+        watch: told of the trainer, for what is saved on the way.
+        compiled: whether to compile the MM-DiT's blocks.
+    """
+    device = bank.tables.device
+    generator = seeded(seed, 2, device=device)
+    latents = Latents(bank, half_encoder(vae), generator)
+    bank.fill(batch)
+    while latents.filled < min(fill, len(bank)):
+        latents.renew(min(256, fill))
+    run.say(f"{latents.filled} pictures encoded, {len(bank)} scenes with {CAPTIONS} captions each drawn")
+
+    trainer = Trainer(painter, plan, is_hidden)
+    watch(trainer)
+    worker = trainer.worker
+    assert isinstance(worker, Painter)
+    if compiled:
+        compile_blocks(worker.mmdit)
+    losses = {name: torch.zeros((), device=device) for name in ("loss", "at pure noise")}
+    for share in run.stage("transformer", until, examples=batch, losses=losses, trainer=trainer):
+        bank.fill()
+        if trainer.steps % RENEW_EVERY == 0:
+            latents.renew(RENEW_EVERY * renew)
+        drawn = draw_batch(latents, tokenizers, batch, lengths_at(trainer.steps, share), generator)
+        try:
+            _backward(worker, drawn, losses)
+        except Exception as error:  # whatever a compiler may fail by, the training goes on without
+            if not compiled:
+                raise
+            compiled = False
+            run.say(f"blocks are not compiled: {type(error).__name__}: {str(error)[:300]}")
+            for block in worker.mmdit.joint_blocks:
+                block._compiled_call_impl = None
+            worker.zero_grad(set_to_none=True)
+            _backward(worker, drawn, losses)
+        trainer.step(share)
+    trainer.finish()
+
+
+def lengths_at(step: int, share: float) -> tuple[int, int]:
+    """Tokens of CLIP and T5 in a step."""
+    if step % LONG_EVERY == LONG_EVERY - 1:
+        return LONG
+    return PADDED if share > PADDED_FROM or step % PADDED_EVERY == PADDED_EVERY - 1 else SHORT
+
+
+def compile_blocks(model: MMDiT) -> None:
+    """Have torch compile each joint block at its first use, and anew for each length of the context."""
+    config = torch._dynamo.config
+    for name in ("recompile_limit", "cache_size_limit"):  # what this torch calls it
+        if hasattr(config, name):
+            setattr(config, name, 64)
+    for block in model.joint_blocks:
+        block.compile(dynamic=False)
+
+
+def half_encoder(vae: VAE) -> Callable[[Tensor], Tensor]:
+    """Images to latents, computed in bfloat16."""
+    on_card = next(vae.parameters()).device.type == "cuda"
+    layout = torch.channels_last if on_card else torch.preserve_format
+    encoder = deepcopy(vae.encoder).bfloat16().requires_grad_(False)
+    encoder = encoder.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+
+    def encode(image: Tensor) -> Tensor:
+        mean = encoder(image.bfloat16())[:, : CONFIG.latent_channels].float()
+        return (mean - SHIFT) * SCALE
+
+    return encode
+
+
+def draw_batch(
+    latents: Latents,
+    tokenizers: Tokenizers,
+    number: int,
+    lengths: tuple[int, int],
+    generator: torch.Generator,
+) -> Batch:
+    """Latents with captions, noise and noise levels."""
+    device, bank = generator.device, latents.bank
+    chance = {"generator": generator, "device": device}
+    rows = torch.randint(latents.filled, (number,), **chance)
+    which = torch.randint(CAPTIONS, (number,), **chance)
+    dropped = torch.rand(number, **chance) < DROP
+    ids = padded_ids(bank.clip[rows, which], bank.t5[rows, which], dropped, tokenizers, lengths)
+    data = latents.values[rows].float()
+    # The posterior's noise, which the autoencoder was taught to keep in a picture.
+    data = data + NOISE * torch.randn(data.shape, **chance)
+    first = max(1, int(FIRST_SHARE * number))
+    half = (number - first) // 2
+    low, high = SIGMA_SHIFTS
+    sigma = torch.cat(
+        [
+            FIRST_FROM + (1 - FIRST_FROM) * torch.rand(first, **chance),
+            sample_sigmas(half, generator, schedule_shift=low),
+            sample_sigmas(number - first - half, generator, schedule_shift=high),
         ]
-        keep = torch.stack([_kept(stage.batch, generator) for _ in range(3)])
-        is_padded = step >= stage.padded_from or step % PADDED_EVERY == 0
-        ids = tokenizers.encode(texts, length=FULL_LENGTH if is_padded else None)
-        sigma = torch.cat(
-            [sample_sigmas(stage.batch // 2, generator, schedule_shift=shift) for shift in SIGMA_SHIFTS]
-        )
-        noise = torch.randn(data.shape, generator=generator)
-        data, noise, sigma = data.to(device), noise.to(device), sigma.to(device)
-        with ExplicitAttention():
-            context, pooled = worker.encode([part.to(device) for part in ids], keep.to(device))
-            velocity = worker.mmdit(interpolate(data, noise, sigma), sigma, context, pooled)
-        error = (velocity - target(data, noise)).square().mean(dim=(0, 2, 3))
-        weight = torch.ones_like(error)
-        weight[:3] = COLOUR_WEIGHT
-        return (weight * error).sum() / weight.sum()
-
-    average = fit(
-        painter,
-        loss_at,
-        stage.plan,
-        folder / f"{stage.name}.safetensors",
-        seed=seed,
-        label=stage.name,
-        worker=worker,
-        is_hidden=is_hidden if stage.muon else None,
     )
-    painter.load_state_dict(average.state_dict())
+    keep = torch.rand(3, number, **chance) >= DROP
+    return Batch(data, torch.randn(data.shape, **chance), sigma, ids, keep)
+
+
+def padded_ids(
+    clip: Tensor, t5: Tensor, dropped: Tensor, tokenizers: Tokenizers, lengths: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids of CLIP-L, CLIP-G and T5 at these lengths, of the empty text where a caption is dropped.
+
+    Args:
+        clip: CLIP-G's, (B, LENGTH).
+        t5: T5's, likewise.
+        dropped: (B,).
+        tokenizers: for the ids of pads and ends.
+        lengths: of CLIP and of T5.
+    """
+    start, end, pad = tokenizers.clip_g.start.id, tokenizers.clip_g.end.id, tokenizers.clip_g.pad.id
+    t5_end, t5_pad = tokenizers.t5.end.id, tokenizers.t5.pad.id
+    clip_g = _lengthened(clip.long(), lengths[0], pad)
+    clip_g = torch.where(dropped[:, None], _row([start, end], lengths[0], pad, clip_g), clip_g)
+    read = _lengthened(t5.long(), lengths[1], t5_pad)
+    read = torch.where(dropped[:, None], _row([t5_end], lengths[1], t5_pad, read), read)
+    position = torch.arange(lengths[0], device=clip.device)
+    after = position > clip_g.argmax(dim=1)[:, None]  # the end has the largest id
+    return torch.where(after, tokenizers.clip_l.pad.id, clip_g), clip_g, read
 
 
 def is_hidden(name: str) -> bool:
@@ -239,37 +235,30 @@ def is_hidden(name: str) -> bool:
     return re.search(HIDDEN, name) is not None and "embedder" not in name
 
 
-@torch.no_grad()
-def encoded_scenes(
-    vae: VAE, path: Path, *, jitter: float, seed: int, device: torch.device
-) -> tuple[list[Scene], Tensor]:
-    """The scenes to train on and their latents, (SCENES, 16, 16, 16) in float16; kept at `path`."""
-    generator = seeded(seed, 5)
-    scenes = [training_scene(generator, shapes=1 if i % 3 == 0 else 2) for i in range(SCENES)]
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            return scenes, file.get_tensor("latents")
-    parts = []
-    # A quarter faster on a CPU. (torch's stubs do not know this argument of Module.to.)
-    vae = vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    for start in trange(0, SCENES, ENCODED, desc="latents"):
-        image = pictures_of(scenes[start : start + ENCODED], seeded(seed, 5, start), device, jitter)
-        image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
-            parts.append(vae.encode(image).half().cpu().contiguous())
-    latents = torch.cat(parts)
-    save({"latents": latents}, path)
-    return scenes, latents
+def loss_of(worker: Painter, batch: Batch) -> Tensor:
+    """The squared error of the velocity of each sample, (B,)."""
+    context, pooled = worker.encode(batch.ids, batch.keep)
+    x = interpolate(batch.data, batch.noise, batch.sigma)
+    velocity = worker.mmdit(x, batch.sigma, context, pooled)
+    return (velocity - target(batch.data, batch.noise)).square().mean(dim=(1, 2, 3))
 
 
-def _chosen(stage: Stage, generator: torch.Generator) -> Tensor:
-    """The numbers of a batch of scenes, of which every third has one shape: (batch,)."""
-    is_single = torch.rand(stage.batch, generator=generator) < stage.singles
-    third = torch.randint(SCENES // 3, (stage.batch,), generator=generator)
-    pair = torch.randint(1, 3, (stage.batch,), generator=generator)
-    return 3 * third + torch.where(is_single, 0, pair)
+def _backward(worker: Painter, batch: Batch, losses: dict[str, Tensor]) -> None:
+    error = loss_of(worker, batch)
+    error.mean().backward()
+    first = max(1, int(FIRST_SHARE * len(error)))
+    losses["loss"] = error.detach().mean()
+    losses["at pure noise"] = error.detach()[:first].mean()
 
 
-def _kept(number: int, generator: torch.Generator) -> Tensor:
-    """Which of `number` captions, or parts of one, are not dropped."""
-    return torch.rand(number, generator=generator) >= DROP
+def _lengthened(ids: Tensor, length: int, pad: int) -> Tensor:
+    """Rows with pads behind, as long as is asked."""
+    return torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=pad)
+
+
+def _row(ids: list[int], length: int, pad: int, like: Tensor) -> Tensor:
+    """One row of ids and pads."""
+    row = torch.full((length,), pad, dtype=like.dtype, device=like.device)
+    for position, value in enumerate(ids):
+        row[position] = value
+    return row

@@ -29,6 +29,8 @@ from .captions import (
     PLACE_WORDS,
     RELATION_WORDS,
     SIZE_WORDS,
+    TWO,
+    plural,
 )
 from .scenes import BACKGROUNDS, KINDS
 
@@ -103,7 +105,8 @@ def words() -> list[str]:
     tables = (SIZE_WORDS, PLACE_WORDS, RELATION_WORDS, COLOUR_WORDS, KIND_WORDS)
     phrases = [wording for table in tables for wordings in table.values() for wording in wordings]
     phrases += [template.format(a="", plain="") for template in BACKGROUND_WORDS]
-    phrases += [*OPENINGS, *FILLERS, *BACKGROUNDS, *KINDS]
+    phrases += [*OPENINGS, *FILLERS, *BACKGROUNDS, *KINDS, TWO]
+    phrases += [plural(noun) for noun in (*KINDS, *(noun for nouns in KIND_WORDS.values() for noun in nouns))]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 

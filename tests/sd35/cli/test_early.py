@@ -33,7 +33,7 @@ def run(sd35, model_folder, picture, tmp_path, monkeypatch):
         (("generate", "a", "--width", "144"), "width must be at most 128"),
         (("generate", "a", "--vae", "absent"), "there is no file or folder absent"),
         (("generate", "a", "--text-encoders", "absent"), "there is no file or folder absent"),
-        (("bench", "--height", "144"), "height must be at most 128"),
+        (("bench", "-m", "tiny", "--pixels", "144"), "width must be at most 128"),
         (("attention", "a circle", "--block", "9"), "blocks must be 0 to 1, got [9]"),
         (("attention", "a circle", "--at-step", "28"), "--at-step must be 0 to 27, got 28"),
         (("attention", "a circle", "--at-step", "-1"), "--at-step must be 0 to 27, got -1"),

@@ -1,14 +1,15 @@
 """The autoencoder's training: where it starts, what normalising does, what psnr means."""
 
-from pathlib import Path
+from math import log
 
 import torch
 
-from sd35.tiny import autoencoder
-from sd35.tiny.autoencoder import CONFIG, crops, normalise, pictures, psnr, train_decoder
+from sd35.tiny.autoencoder import CONFIG, NOISE, _loss, is_hidden, normalise, pictures, psnr, saved
 from sd35.tiny.colours import colour_passing_vae
-from sd35.tiny.fit import Plan, seeded
-from vae import VAE, VAEConfig
+from sd35.tiny.fit import Plan, Trainer, seeded
+from sd35.tiny.painting import paint_at_random, table_of
+from sd35.tiny.scenes import training_scene
+from vae import SCALE, VAE
 
 CPU = torch.device("cpu")
 
@@ -47,25 +48,33 @@ def test_normalise_sets_the_statistics_and_keeps_the_picture() -> None:
     assert (after - before)[inside].abs().mean() < 0.02
 
 
-def test_the_decoder_is_trained_alone(tmp_path: Path, monkeypatch) -> None:
-    for name in ("DECODER", "SHARPEN"):
-        monkeypatch.setattr(autoencoder, name, Plan(steps=2, learning_rate=1e-3, warmup=1, ema=0.5))
-    vae = VAE(VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1, latent_channels=16))
-    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
-    trained = train_decoder(vae, tmp_path, seed=0, device=CPU).state_dict()
-    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], trained[name])}
-    assert changed == {"decoder"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.safetensors", "sharpen.safetensors"]
+def test_normalise_gives_every_posterior_the_same_deviation() -> None:
+    vae = colour_passing_vae(CONFIG, seed=0)
+    image = pictures(seeded(0), 2, CPU)
+    normalise(vae, image)
+    with torch.no_grad():
+        _, logvar = vae.moments(image)
+    assert torch.allclose(logvar, torch.full_like(logvar, 2 * log(NOISE / SCALE)), atol=1e-5)
 
 
-def test_crops_are_parts_of_their_pictures() -> None:
-    image = torch.arange(2 * 3 * 128 * 128, dtype=torch.float32).reshape(2, 3, 128, 128)
-    parts = crops(image, 32, seeded(3))
-    assert parts.shape == (4, 3, 32, 32)
-    for i, part in enumerate(parts):
-        index = int(part[0, 0, 0]) - i // 2 * 3 * 128 * 128
-        y, x = divmod(index, 128)
-        assert torch.equal(part, image[i // 2, :, y : y + 32, x : x + 32])
+def test_a_step_lowers_each_part_of_the_loss() -> None:
+    generator = seeded(0)
+    image = paint_at_random(table_of([training_scene(generator) for _ in range(2)]), generator, size=32)
+    trainer = Trainer(colour_passing_vae(CONFIG, seed=0), Plan(learning_rate=1e-3, warmup=0.0), is_hidden)
+    parts: list[dict[str, float]] = []
+    for _ in range(6):
+        losses = {name: torch.zeros(()) for name in ("picture", "half", "back")}
+        _loss(trainer.worker, image, seeded(1), losses, back=True).backward()
+        trainer.step(0.3)
+        parts.append({name: float(value) for name, value in losses.items()})
+    assert parts[-1]["picture"] < 0.9 * parts[0]["picture"]
+    assert parts[-1]["back"] < parts[0]["back"]
+
+
+def test_what_is_saved_is_within_half_a_step_of_eight_bits() -> None:
+    image = 3 * torch.rand(1, 3, 16, 16, generator=seeded(0)) - 1.5
+    off = saved(image, seeded(1)) - image.clamp(-1, 1)
+    assert 0.9 / 255 < off.abs().max() <= 1 / 255 + 1e-6
 
 
 def test_psnr_of_a_known_error() -> None:

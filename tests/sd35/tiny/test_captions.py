@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sd35.tiny.captions import Claim, ShapeClaim, caption, held_out_prompts, parse
-from sd35.tiny.scenes import Scene, Shape, is_held_out, random_scene, training_scene
+from sd35.tiny.captions import Claim, ShapeClaim, caption, held_out_prompts, open_prompts, parse
+from sd35.tiny.scenes import Scene, Shape, is_held_out, random_scene, training_scene, usual_scene
 
 
 def is_true(claim: Claim, scene: Scene) -> bool:
@@ -39,16 +41,47 @@ def test_captions_vary_and_a_seed_repeats_them(generator):
     assert texts == again
 
 
-def test_each_attribute_is_left_out_at_times(generator):
-    scene = Scene((Shape("ring", "orange", "small", "centre"),), "grey")
-    claims = [parse(caption(scene, generator)) for _ in range(300)]
-    for said in (
-        [claim.shapes[0].colour for claim in claims],
-        [claim.shapes[0].size for claim in claims],
-        [claim.shapes[0].place for claim in claims],
-        [claim.background for claim in claims],
-    ):
-        assert 0.02 < said.count(None) / len(said) < 0.5
+def test_what_is_usual_is_left_out_at_times_and_what_is_not_never(generator):
+    usual = Scene((Shape("ring", "orange", "large", "centre"),), "white")
+    other = Scene((Shape("ring", "orange", "small", "left"),), "blue")
+    for scene, most in ((usual, 0.8), (other, 0.0)):
+        claims = [parse(caption(scene, generator)) for _ in range(300)]
+        for said in (
+            [claim.shapes[0].size for claim in claims],
+            [claim.shapes[0].place for claim in claims],
+            [claim.background for claim in claims],
+        ):
+            share = said.count(None) / len(said)
+            assert share == 0 if most == 0 else 0.2 < share < most
+    colours = [parse(caption(other, generator)).shapes[0].colour for _ in range(300)]
+    assert 0.01 < colours.count(None) / len(colours) < 0.2
+
+
+def test_brief_captions_say_little(generator):
+    claims = [parse(caption(usual_scene(generator), generator, brief=True)) for _ in range(500)]
+    unsaid = [
+        claim.background is None and all((one.size, one.place) == (None, None) for one in claim.shapes)
+        for claim in claims
+    ]
+    assert sum(unsaid) > 0.5 * len(unsaid)
+
+
+def test_two_of_a_kind_are_called_so(generator):
+    shape = Shape("cross", "red", "medium", "left")
+    scene = Scene((shape, replace(shape, place="right")), "white", "left of")
+    texts = {caption(scene, generator, brief=True) for _ in range(200)}
+    assert {"two crosses", "two red crosses", "a picture of two pluses"} <= texts
+    for text in texts:
+        first, second = parse(text).shapes
+        assert first == second
+        assert is_true(parse(text), scene)
+
+
+def test_open_prompts_are_all_different_and_a_seed_repeats_them():
+    prompts = open_prompts(100, seed=0)
+    assert len(set(prompts)) == 100
+    assert prompts == open_prompts(100, seed=0)
+    assert {1, 2} == {len(parse(prompt).shapes) for prompt in prompts}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +112,11 @@ def test_each_attribute_is_left_out_at_times(generator):
                 relation="right of",
             ),
         ),
+        ("two circles", Claim((ShapeClaim("circle"),) * 2)),
+        (
+            "a picture of two small blue pluses on a black background",
+            Claim((ShapeClaim("cross", "blue", "small"),) * 2, "black"),
+        ),
         ("a red ring and a star", Claim((ShapeClaim("ring", "red"), ShapeClaim("star")))),
     ],
 )
@@ -94,6 +132,7 @@ def test_parse_reads_what_is_claimed(text, claim):
         ("a black circle on white", "odd colour"),
         ("a red dog", "not understood: 'dog'"),
         ("a red circle and a star and a ring", "it names 3"),
+        ("two dogs", "not understood: 'dogs'"),
         ("a red blue circle", "not understood: 'red'"),
         ("a circle left of a ring above a star", "not understood: 'ring above'"),
     ],

@@ -1,164 +1,108 @@
-"""The training loop: that stopping and resuming changes nothing, and that it refuses a loss that is none."""
+"""The training loop: it learns in its time, keeps an average, comes back from what is no number."""
 
-from copy import deepcopy
-from dataclasses import replace
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sd35 import SettingsError
-from sd35.tiny.fit import Plan, fit, seeded
+from sd35.tiny.fit import Plan, Run, Trainer, seeded
 
-PLAN = Plan(steps=12, learning_rate=1e-2, warmup=3, ema=0.9, save_every=4)
-
-
-def model() -> nn.Linear:
-    linear = nn.Linear(3, 2)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(2, 3, generator=seeded(1)))
-        linear.bias.zero_()
-    return linear
+PLAN = Plan(learning_rate=1e-2, warmup=0.1, decay=0.5, ema=0.9)
 
 
-def loss_of(linear: nn.Module, stop_at: int | None = None):
-    def loss_at(step: int) -> Tensor:
-        if step == stop_at:
-            raise KeyboardInterrupt
-        x = torch.randn(8, 3, generator=seeded(2, step))
-        return (linear(x) - x[:, :2]).square().mean()
-
-    return loss_at
+def model() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 2))
 
 
-def test_it_learns(tmp_path: Path) -> None:
-    linear = model()
-    before = loss_of(linear)(99).item()
-    average = fit(linear, loss_of(linear), PLAN, tmp_path / "state.safetensors", seed=0, label="test")
-    assert loss_of(linear)(99).item() < before
-    assert loss_of(average)(99).item() < before
+def loss_of(module: nn.Module, step: int) -> Tensor:
+    x = torch.randn(32, 8, generator=seeded(2, step))
+    dtype = next(module.parameters()).dtype
+    return (module(x.to(dtype)).float() - x[:, :2]).square().mean()
 
 
-def is_weight(name: str) -> bool:
-    return name == "weight"
+def is_hidden(name: str) -> bool:
+    return name == "0.weight"
 
 
-@pytest.mark.parametrize("is_hidden", [None, is_weight], ids=["AdamW", "Muon"])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, is_hidden) -> None:
-    def run(linear: nn.Linear, state: str, stop_at: int | None = None) -> nn.Module:
-        options = {"seed": 0, "label": "test", "is_hidden": is_hidden}
-        return fit(linear, loss_of(linear, stop_at), PLAN, tmp_path / state, **options)
-
-    straight, stopped, resumed = model(), model(), model()
-    expected = run(straight, "a.safetensors")
-    with pytest.raises(KeyboardInterrupt):
-        run(stopped, "b.safetensors", stop_at=7)
-    actual = run(resumed, "b.safetensors")
-    assert torch.equal(straight.weight, resumed.weight)
-    assert torch.equal(expected.get_parameter("weight"), actual.get_parameter("weight"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
-
-
-def test_muon_trains_hidden_matrices_and_adamw_the_rest(tmp_path: Path) -> None:
-    """Muon's step has nearly equal singular values, whatever those of the gradient; AdamW's has not."""
-    plan = replace(PLAN, steps=1, warmup=1, decay=0.0)
-    moved = {}
-    for name, is_hidden in {"muon": is_weight, "adam": None}.items():
-        linear, before = model(), model()
-        state = tmp_path / f"{name}.safetensors"
-        fit(linear, loss_of(linear), plan, state, seed=0, label="test", is_hidden=is_hidden)
-        moved[name] = torch.linalg.svdvals((linear.weight - before.weight).detach())
-        assert not torch.equal(linear.bias, before.bias)
-        with safe_open(state, framework="pt") as file:
-            kinds = {key.split("/")[0] for key in file.keys()}  # noqa: SIM118 (a file is no dict)
-        assert kinds == {"model", "ema", "adam"} | ({"muon"} if is_hidden else set())
-    assert moved["muon"].min() > 0.5 * moved["muon"].max()
-    assert moved["adam"].min() < 0.5 * moved["adam"].max()
+def test_it_learns_and_leaves_the_average() -> None:
+    trained = model()
+    before = loss_of(trained, 999).item()
+    trainer = Trainer(trained, PLAN, is_hidden)
+    for step in range(200):
+        loss_of(trainer.worker, step).backward()
+        trainer.step(step / 200)
+    last = [parameter.detach().clone() for parameter in trained.parameters()]
+    averaged = trainer.averaged()
+    trainer.finish()
+    assert loss_of(trained, 999).item() < before / 20
+    assert any(not torch.equal(one, other) for one, other in zip(last, trained.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(averaged.parameters(), trained.parameters(), strict=True)
+    )
 
 
-@pytest.mark.parametrize(
-    ("seed", "plan", "message"),
-    [
-        (1, PLAN, "is of a run with seed 0, not 1: go on with the same options, or choose another output"),
-        (0, replace(PLAN, ema=0.5), "is of a run with ema 0.9, not 0.5"),
-        (0, replace(PLAN, steps=13), "is of a run with steps 12, not 13"),
-    ],
-)
-def test_a_state_of_another_run_is_refused(tmp_path: Path, seed: int, plan: Plan, message: str) -> None:
-    state = tmp_path / "state.safetensors"
-    linear = model()
-    fit(linear, loss_of(linear), PLAN, state, seed=0, label="test")
-    before = state.read_bytes()
-    with pytest.raises(SettingsError, match=f"{state} {message}"):
-        fit(linear, loss_of(linear), plan, state, seed=seed, label="test")
-    assert state.read_bytes() == before
+def test_what_is_not_trained_stays() -> None:
+    trained = model()
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    trainer = Trainer(trained, PLAN, is_hidden, is_trained=lambda name: name.startswith("1."))
+    loss_of(trainer.worker, 0).backward()
+    trainer.step(0.2)
+    trainer.finish()
+    changed = {name for name, tensor in trained.state_dict().items() if not torch.equal(before[name], tensor)}
+    assert changed == {"1.weight", "1.bias"}
 
 
-def test_a_stop_while_the_state_is_written_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
-    def cut(tensors, path: Path, metadata=None) -> None:
-        path.write_bytes(b"half")
-        if metadata["step"] == "8":
-            raise KeyboardInterrupt
-        save_file(tensors, path, metadata)
-
-    state = tmp_path / "state.safetensors"
-    linear = model()
-    with monkeypatch.context() as patch:
-        patch.setattr("sd35.tiny.fit.save_file", cut)
-        with pytest.raises(KeyboardInterrupt):
-            fit(linear, loss_of(linear), PLAN, state, seed=0, label="test")
-    assert list(tmp_path.iterdir()) == [state]
-
-    (tmp_path / ".sd35-0123.tmp").write_bytes(b"half")  # what a killed process leaves
-    steps: list[int] = []
-    resumed = model()
-    watched = loss_of(resumed)
-    fit(resumed, lambda step: steps.append(step) or watched(step), PLAN, state, seed=0, label="test")
-    assert steps == list(range(4, 12))
+def test_the_rate_rises_stays_and_falls() -> None:
+    shares = (0.0, 0.05, 0.3, 0.5, 0.75, 1.0)
+    rates = [PLAN.rate(share) / PLAN.learning_rate for share in shares]
+    assert rates == pytest.approx([0.01, 0.51, 1.0, 1.0, 0.5, 0.0])
 
 
-def test_a_worker_in_bfloat16_computes_and_the_model_keeps_float32(tmp_path: Path) -> None:
-    linear = model()
-    worker = deepcopy(linear).bfloat16()
-
-    def loss_at(step: int) -> Tensor:
-        assert torch.equal(worker.weight, linear.weight.bfloat16())
-        x = torch.randn(8, 3, generator=seeded(2, step))
-        return (worker(x.bfloat16()).float() - x[:, :2]).square().mean()
-
-    before = linear.weight.clone()
-    fit(linear, loss_at, PLAN, tmp_path / "state.safetensors", seed=0, label="test", worker=worker)
-    assert linear.weight.dtype == torch.float32
-    assert not torch.equal(linear.weight, before)
-    assert not torch.equal(linear.weight, linear.weight.bfloat16().float())
-
-
-def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
-    linear = model()
-    with pytest.raises(FloatingPointError, match="NaN at step 0"):
-        fit(
-            linear,
-            lambda step: linear.weight.sum() * float("nan"),
-            PLAN,
-            tmp_path / "state.safetensors",
-            seed=0,
-            label="test",
-        )
-    assert not list(tmp_path.iterdir())
+def test_a_stage_ends_in_time_and_saves_on_the_way(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sd35.tiny.fit.REPORT", 0.0)
+    trainer, saves = Trainer(model(), PLAN, is_hidden), []
+    run = Run(0.01, tmp_path / "log", began=time.monotonic(), every=0.0)
+    run.save = lambda: saves.append(trainer.steps)
+    losses = {"loss": torch.ones(())}
+    shares = []
+    for share in run.stage("test", 0.1, examples=1, losses=losses, trainer=trainer):
+        shares.append(share)
+        loss_of(trainer.worker, trainer.steps).backward()
+        trainer.step(share)
+    assert run.left() <= 0.1
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] <= shares[-1] < 1
+    assert saves
+    assert "ended after" in (tmp_path / "log").read_text()
 
 
-def test_the_learning_rate_rises_holds_and_falls() -> None:
-    rates = [PLAN.rate(step) for step in range(PLAN.steps)]
-    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert rates[3:8] == [1.0] * 5
-    assert rates[-1] == pytest.approx(1 / 3.6)
+def test_it_goes_back_from_what_is_no_number(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sd35.tiny.fit.REPORT", 0.0)
+    trainer = Trainer(model(), PLAN, is_hidden)
+    run = Run(1.0, tmp_path / "log", began=time.monotonic())
+    losses = {"loss": torch.ones(())}
+    stage = run.stage("test", 0.0, examples=1, losses=losses, trainer=trainer)
+    next(stage)
+    next(stage)  # a report, with weights worth keeping
+    kept = [one.clone() for one in trainer.average]
+    losses["loss"] = torch.tensor(float("nan"))
+    for tensors in (trainer.average, trainer.parameters):
+        for one in tensors:
+            one.data.fill_(float("nan"))
+    next(stage)
+    assert all(torch.equal(one, other) for one, other in zip(kept, trainer.parameters, strict=True))
 
 
-def test_seeds_of_different_steps_differ() -> None:
-    draws = {
-        torch.rand((), generator=seeded(0, stage, step)).item() for stage in range(3) for step in range(50)
-    }
-    assert len(draws) == 150
+def test_a_loss_that_never_was_a_number_ends_the_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sd35.tiny.fit.REPORT", 0.0)
+    run = Run(1.0, tmp_path / "log", began=time.monotonic())
+    losses = {"loss": torch.tensor(float("nan"))}
+    stage = run.stage("test", 0.0, examples=1, losses=losses, trainer=Trainer(model(), PLAN, is_hidden))
+    next(stage)
+    with pytest.raises(FloatingPointError, match="from the first steps on"):
+        next(stage)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from sd35.tiny.captions import parse
-from sd35.tiny.scenes import BACKGROUNDS, COLOURS, KINDS, PLACES, SIZES, Scene, Shape, draw, random_scene
+from sd35.tiny.painting import draw
+from sd35.tiny.scenes import BACKGROUNDS, COLOURS, KINDS, PLACES, SIZES, Scene, Shape, random_scene
 
 WHITE, RED, BLUE = (255, 255, 255), COLOURS["red"], COLOURS["blue"]
 

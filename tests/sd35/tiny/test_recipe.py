@@ -1,15 +1,18 @@
 """Where the training of the embedded model may write, and what it writes."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
-from sd35 import SettingsError
-from sd35.tiny import recipe
+from sd35 import SettingsError, load
+from sd35.tiny import pieces, recipe
+from sd35.tiny.autoencoder import CONFIG
+from sd35.tiny.fit import seeded
+from sd35.tiny.painter import Painter
+from sd35.tiny.vocabulary import Tokenizers, write_tokenizers
+from vae import VAE
 
 WRITTEN = [
     "sd3.5_tiny.safetensors",
@@ -24,63 +27,51 @@ WRITTEN = [
 ]
 
 
-@pytest.fixture
-def stages(monkeypatch) -> list[str]:
-    """The three stages, which learn nothing here; filled with the names of those that ran."""
-    ran: list[str] = []
-    # As the real one leaves its stage: encoding is faster in this layout, which files do not have.
-    vae = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
-    names = ("mmdit", "clip_l", "clip_g", "t5")
-    results = {"train_joint": vae, "train_decoder": vae}
-    results["train_painter"] = SimpleNamespace(**{name: nn.Linear(2, 2) for name in names})
-    for name, result in results.items():
-        monkeypatch.setattr(
-            recipe, name, lambda *_, name=name, result=result, **__: ran.append(name) or result
-        )
-    return ran
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> Tokenizers:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    write_tokenizers(folder)
+    return Tokenizers(folder)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+@pytest.fixture(scope="module")
+def tensors(tokenizers: Tokenizers) -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = VAE(CONFIG)
+    return pieces.half(Painter(tokenizers.clip_size, tokenizers.t5_size, seeded(0)), vae)
 
 
-def test_a_run_goes_on_in_its_own_folder_and_ends_alike(tmp_path: Path, stages) -> None:
-    output = tmp_path / "new" / "model"
-    recipe.train(output)
-    first = files(output)
-    assert sorted(first) == WRITTEN
-    assert stages == ["train_joint", "train_painter", "train_decoder"]
-    weights = load_file(output / "sd3.5_tiny.safetensors")
+def test_pieces_are_small_and_join_to_a_model_that_loads(tmp_path: Path, tensors) -> None:
+    paths = pieces.write_pieces(tensors, tmp_path / "pieces")
+    assert len(paths) <= 2
+    assert max(path.stat().st_size for path in paths) < 16_000_000
+    pieces.join(tmp_path / "pieces", tmp_path / "model")
+    written = (path.relative_to(tmp_path / "model") for path in (tmp_path / "model").rglob("*.*"))
+    assert sorted(path.as_posix() for path in written) == WRITTEN
+    pipe = load(tmp_path / "model")
+    assert pipe.size == (128, 128)
+    weights = load_file(tmp_path / "model" / "sd3.5_tiny.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
-    assert set(weights) == {
-        f"{part}.{name}"
-        for part in ("model.diffusion_model", "first_stage_model")
-        for name in ("weight", "bias")
-    }
-    recipe.train(output)
-    assert files(output) == first
+    name = "joint_blocks.3.x_block.mlp.fc1.weight"
+    assert torch.equal(weights[f"model.diffusion_model.{name}"], tensors[f"mmdit/{name}"])
 
 
-@pytest.mark.parametrize("kept", [*WRITTEN, "sd3.5_medium.safetensors"])
-def test_a_model_that_no_run_made_there_is_left_alone(tmp_path: Path, stages, kept: str) -> None:
-    (tmp_path / kept).parent.mkdir(exist_ok=True)
+def test_what_was_written_is_built_again(tmp_path: Path, tensors, tokenizers) -> None:
+    pieces.write_pieces(tensors, tmp_path)
+    again = pieces.half(*pieces.built(pieces.read_pieces(tmp_path), tokenizers))
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+
+
+def test_a_folder_without_pieces_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"holds no piece_1\.safetensors"):
+        recipe.train(tmp_path / "new", minutes=1, resume=tmp_path)
+
+
+@pytest.mark.parametrize("kept", ["sd3.5_tiny.safetensors", "notes.txt"])
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, kept: str) -> None:
     (tmp_path / kept).write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match="exists and was not made by a training in"):
-        recipe.train(tmp_path)
-    assert files(tmp_path) == {kept: b"mine"}
-    assert stages == []
-
-
-def test_a_torch_without_muon_is_refused_before_anything(tmp_path: Path, stages, monkeypatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(SettingsError, match=r"Muon of torch 2\.9; this is torch"):
-        recipe.train(tmp_path / "new")
-    assert (stages, list(tmp_path.iterdir())) == ([], [])
-
-
-def test_other_files_are_no_reason_to_refuse(tmp_path: Path, stages) -> None:
-    (tmp_path / "train.log").write_bytes(b"")
-    recipe.train(tmp_path)
-    assert sorted(files(tmp_path)) == sorted(["train.log", *WRITTEN])
+    with pytest.raises(FileExistsError, match="is not empty"):
+        recipe.train(tmp_path, minutes=1)
+    assert [path.name for path in tmp_path.iterdir()] == [kept]

@@ -4,25 +4,51 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from sd35.tiny import transformer
-from sd35.tiny.fit import seeded
-from sd35.tiny.transformer import ExplicitAttention, Painter, encoded_scenes, is_hidden
-from vae import VAE, VAEConfig
-
-
-@pytest.mark.parametrize(
-    "kwargs", [{}, {"is_causal": True}, {"attn_mask": torch.randn(1, 3, 5, 5), "scale": 1.0}]
+from sd35.tiny import bank as banks
+from sd35.tiny.bank import Bank
+from sd35.tiny.fit import Plan, Trainer, seeded
+from sd35.tiny.painter import Painter
+from sd35.tiny.transformer import (
+    LONG,
+    PADDED,
+    PADDED_FROM,
+    SHORT,
+    Latents,
+    draw_batch,
+    is_hidden,
+    lengths_at,
+    loss_of,
+    padded_ids,
 )
-def test_explicit_attention_is_attention(kwargs: dict[str, object]) -> None:
-    q, k, v = torch.randn(3, 2, 3, 5, 8, dtype=torch.float64)
-    if "attn_mask" in kwargs:
-        kwargs = {**kwargs, "attn_mask": kwargs["attn_mask"].double()}
-    expected = F.scaled_dot_product_attention(q, k, v, **kwargs)
-    with ExplicitAttention():
-        actual = F.scaled_dot_product_attention(q, k, v, **kwargs)
-    assert torch.allclose(actual, expected, rtol=0, atol=1e-14)
+from sd35.tiny.vocabulary import Tokenizers, write_tokenizers
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    write_tokenizers(folder)
+    return folder
+
+
+@pytest.fixture
+def latents(folder: Path, monkeypatch) -> Latents:
+    """Of 32 scenes, encoded by a mean over cells."""
+    monkeypatch.setattr(banks, "CHUNK", 32)
+    bank = Bank(32, CPU)
+    parts = (torch.from_numpy(part) for part in banks.draw_chunk(0, 0, folder))
+    bank.tables[:], bank.clip[:], bank.t5[:] = parts
+    bank._filled = 32
+    encoded = Latents(
+        bank, lambda image: torch.nn.functional.avg_pool2d(image, 8).repeat(1, 6, 1, 1)[:, :16], seeded(1)
+    )
+    encoded.renew(20)
+    assert encoded.filled == 20
+    encoded.renew(20)  # the rest, and no more
+    assert encoded.filled == 32
+    return encoded
 
 
 def test_a_dropped_encoder_leaves_zeros() -> None:
@@ -47,6 +73,48 @@ def test_a_dropped_encoder_leaves_zeros() -> None:
     }
 
 
+def test_encoders_give_what_their_own_forwards_give(folder: Path) -> None:
+    tokenizers = Tokenizers(folder)
+    painter = Painter(tokenizers.clip_size, tokenizers.t5_size, seeded(0))
+    ids = tokenizers.encode(["a red ring", "two stars"])
+    with torch.no_grad():
+        context, pooled = painter.encode(ids, torch.ones(3, 2))
+        outputs = painter.clip_l(ids[0]), painter.clip_g(ids[1])
+        assert torch.equal(pooled, torch.cat([output.pooled for output in outputs], dim=1))
+        assert torch.equal(context[:, : ids[0].shape[1], :64], outputs[0].penultimate)
+        assert torch.equal(context[:, ids[0].shape[1] :], painter.t5(ids[2]))
+
+
+@pytest.mark.parametrize("lengths", [PADDED, LONG])
+def test_ids_are_padded_as_the_tokenizers_pad(folder: Path, lengths: tuple[int, int]) -> None:
+    tokenizers = Tokenizers(folder)
+    texts = ["a red ring", "a small blue star on the left", "two discs on white"]
+    _, clip, t5 = tokenizers.encode(texts, length=banks.LENGTH)
+    dropped = torch.tensor([False, True, False])
+    kept = [text if not gone else "" for text, gone in zip(texts, dropped, strict=True)]
+    found = padded_ids(clip.short(), t5.short(), dropped, tokenizers, lengths)
+    for part, ids in enumerate(found):
+        assert torch.equal(ids, tokenizers.encode(kept, length=lengths[part > 1])[part])
+
+
+def test_a_batch_is_of_the_bank_and_can_be_learnt(folder: Path, latents: Latents) -> None:
+    tokenizers = Tokenizers(folder)
+    painter = Painter(tokenizers.clip_size, tokenizers.t5_size, seeded(0))
+    batch = draw_batch(latents, tokenizers, 20, SHORT, seeded(2))
+    distance = (batch.data[:, None] - latents.values.float()).square().mean(dim=(2, 3, 4))
+    assert distance.amin(dim=1).max() < 0.01  # a row of the bank with a little noise
+    assert 0 <= batch.sigma.min() < batch.sigma.max() <= 1
+    assert (batch.sigma[:2] >= 0.95).all()
+    trainer = Trainer(painter, Plan(learning_rate=2e-3, warmup=0.1, ema=0.5), is_hidden)
+    losses = []
+    for step in range(8):
+        loss = loss_of(trainer.worker, batch).mean()
+        loss.backward()
+        trainer.step(0.2 + step / 20)
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_muon_trains_the_matrices_of_the_blocks_and_no_others() -> None:
     painter = Painter(50, 40, seeded(0))
     matrices = {name for name, parameter in painter.named_parameters() if parameter.ndim == 2}
@@ -56,21 +124,9 @@ def test_muon_trains_the_matrices_of_the_blocks_and_no_others() -> None:
     assert {name for name in matrices if not any(other in name for other in others)} == hidden
 
 
-def test_latents_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
-    def cut(tensors, path: Path, metadata=None) -> None:
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(transformer, "SCENES", 2)
-    vae = VAE(VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1, latent_channels=16))
-    path = tmp_path / "latents.safetensors"
-    options = {"jitter": 0.25, "seed": 0, "device": torch.device("cpu")}
-    with monkeypatch.context() as patch:
-        patch.setattr("sd35.tiny.fit.save_file", cut)
-        with pytest.raises(KeyboardInterrupt):
-            encoded_scenes(vae, path, **options)
-    assert list(tmp_path.iterdir()) == []
-
-    _, latents = encoded_scenes(vae, path, **options)
-    assert latents.shape == (2, 16, 16, 16)
-    assert torch.equal(encoded_scenes(vae, path, **options)[1], latents)
+def test_most_batches_are_short_and_the_last_ones_as_a_pipeline_pads() -> None:
+    early = [lengths_at(step, 0.5) for step in range(40)]
+    assert early.count(SHORT) == 35
+    assert early.count(PADDED) == 4
+    assert early.count(LONG) == 1
+    assert {lengths_at(step, PADDED_FROM + 0.01) for step in range(40)} == {PADDED, LONG}
