@@ -9,12 +9,13 @@ whether the states are finite is looked at once, when a task ends.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flow import SkipLayer, guided, skip_layer, zero_start
+from flow import SkipLayer, Velocity, guided, skip_layer, zero_start
 from flow.guidance import Adjust
 from mmdit import MMDiT
 from mmdit.model import spread
@@ -126,7 +127,7 @@ class GuidedVelocity:
         self.adjust, self.skip, self.still_above = tuple(adjust), skip, still_above
         self.guidance = guidance
         self._levels = None if sigmas is None else sorted(sigmas.tolist()[:-1])
-        self._rows: dict[tuple[int, int, tuple[Branch, ...]], Rows] = {}
+        self._made: dict[int, list[tuple[slice, Velocity]]] = {}
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The velocity at x (B, 16, h, w) and sigma, one for all samples or (B,), in float32 or better.
@@ -137,7 +138,7 @@ class GuidedVelocity:
         if len(self.cond) not in (1, len(x)):
             raise SettingsError(f"there are {len(self.cond)} prompts for a batch of {len(x)}")
         level = self._level(x, sigma)
-        return torch.cat([self._guided(x[rows], level[rows], rows) for rows in self._batches(len(x))])
+        return torch.cat([velocity(x[rows], level[rows]) for rows, velocity in self._parts(len(x))])
 
     def _level(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Sigma as (B,) on the device of x.
@@ -158,6 +159,12 @@ class GuidedVelocity:
                 )
         return level.to(x.device, non_blocking=True).expand(len(x))
 
+    def _parts(self, count: int) -> list[tuple[slice, Velocity]]:
+        """The samples by batches of the transformer, and the guided velocity of each; made once."""
+        if count not in self._made:
+            self._made[count] = [(rows, self._guided(rows)) for rows in self._batches(count)]
+        return self._made[count]
+
     def _batches(self, count: int) -> Iterator[slice]:
         """Consecutive samples, `batch_size` at most, whose contexts have one length."""
         start = 0
@@ -173,35 +180,33 @@ class GuidedVelocity:
     def _of(self, sample: int) -> Encoding:
         return self.cond[sample if len(self.cond) > 1 else 0]
 
-    def _guided(self, x: Tensor, sigma: Tensor, rows: slice) -> Tensor:
-        """The velocity of some consecutive samples."""
+    def _guided(self, rows: slice) -> Velocity:
+        """The guided velocity of some consecutive samples."""
 
-        def together(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-            v = self._evaluate(x, sigma, rows, "cond", "uncond")
-            return v[: len(x)], v[len(x) :]
+        def branch(*names: Branch) -> Velocity:
+            texts = cache(lambda: self._texts(rows, names))  # once, and where they are needed at all
+            return lambda x, sigma: self._evaluate(texts(), x, sigma)
 
+        one_shape = self._of(rows.start).context.shape == self.uncond.context.shape
+        both = branch("cond", "uncond") if one_shape and self.guidance_scale != 1 else None
         adjust = self.adjust
         if self.skip is not None and self.sigmas is not None:
-            skipped = skip_layer(
-                lambda x, sigma: self._evaluate(x, sigma, rows, "skipped"), self.skip, self.sigmas
-            )
-            adjust = (skipped, *adjust)
-        one_shape = self._of(rows.start).context.shape == self.uncond.context.shape
+            adjust = (skip_layer(branch("skipped"), self.skip, self.sigmas), *adjust)
         velocity = guided(
-            lambda x, sigma: self._evaluate(x, sigma, rows, "cond"),
-            lambda x, sigma: self._evaluate(x, sigma, rows, "uncond"),
+            branch("cond"),
+            branch("uncond"),
             self.guidance_scale,
-            together=together if one_shape else None,
+            together=None if both is None else lambda x, sigma: _halves(both(x, sigma)),
             adjust=adjust,
             **self.guidance,
         )
-        return (velocity if self.still_above is None else zero_start(velocity, self.still_above))(x, sigma)
+        return velocity if self.still_above is None else zero_start(velocity, self.still_above)
 
-    def _evaluate(self, x: Tensor, sigma: Tensor, rows: slice, *branches: Branch) -> Tensor:
+    def _evaluate(self, texts: Rows, x: Tensor, sigma: Tensor) -> Tensor:
         """One call of the transformer: the samples once for each branch."""
-        texts, times = self._texts(rows, branches), len(branches)
+        times = len(texts.samples) // len(x)
         evaluation = Evaluation(sigma[0], self._levels, texts.samples, texts.branches, texts.encodings)
-        skip_layers = self.skip.layers if self.skip is not None and branches == ("skipped",) else ()
+        skip_layers = self.skip.layers if self.skip is not None and "skipped" in texts.branches else ()
         call = Call(
             x.repeat(times, 1, 1, 1),
             sigma.repeat(times),
@@ -228,22 +233,24 @@ class GuidedVelocity:
 
     def _texts(self, rows: slice, branches: tuple[Branch, ...]) -> Rows:
         """What the rows of a batch are told by their texts, in the order of the branches."""
-        key = (rows.start, rows.stop, branches)
-        if key not in self._rows:
-            samples = tuple(range(rows.start, rows.stop))
-            encodings = tuple(
-                self.uncond if branch == "uncond" else self._of(sample)
-                for branch in branches
-                for sample in samples
-            )
-            self._rows[key] = Rows(
-                torch.cat([one.context for one in encodings]),
-                torch.cat([one.pooled for one in encodings]),
-                samples * len(branches),
-                tuple(branch for branch in branches for _ in samples),
-                encodings,
-            )
-        return self._rows[key]
+        samples = tuple(range(rows.start, rows.stop))
+        encodings = tuple(
+            self.uncond if branch == "uncond" else self._of(sample)
+            for branch in branches
+            for sample in samples
+        )
+        return Rows(
+            torch.cat([one.context for one in encodings]),
+            torch.cat([one.pooled for one in encodings]),
+            samples * len(branches),
+            tuple(branch for branch in branches for _ in samples),
+            encodings,
+        )
+
+
+def _halves(v: Tensor) -> tuple[Tensor, Tensor]:
+    """The velocities with and without the prompt, of one batch of both."""
+    return v[: len(v) // 2], v[len(v) // 2 :]
 
 
 def velocity_of(

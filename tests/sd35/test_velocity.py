@@ -1,5 +1,7 @@
 """The guided velocity: what a sample gets does not depend on how it is batched."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ import flow
 from flow import guide
 from sd35 import SettingsError, TapError, capture
 from sd35.evaluation import current_evaluation
-from sd35.velocity import Call
+from sd35.velocity import Call, GuidedVelocity
 
 LONG = "a red circle on the left " * 16  # more than 77 tokens of T5, so a context of its own length
 
@@ -147,6 +149,18 @@ def test_residuals_of_several_add_up(pipe, states) -> None:
     encoding = pipe.encode_prompt("a")
     expected = pipe.mmdit(x, sigma, encoding.context, encoding.pooled, residuals=[one + other, one])
     torch.testing.assert_close(both, expected)
+
+
+@pytest.mark.parametrize("guidance", [{}, {"guidance_scale": 1}, {"combine": flow.cfg_zero}])
+def test_a_call_waits_for_nothing_on_the_device(pipe, guidance) -> None:
+    """Tensors of the meta device have no values: whatever would read one fails."""
+    mmdit = copy.deepcopy(pipe.mmdit).to("meta")
+    encoding = pipe.encode_prompt("a").to("meta")
+    sigmas = flow.sigmas(4)
+    scale = guidance.pop("guidance_scale", 4.5)
+    velocity = GuidedVelocity(mmdit, [encoding], encoding, scale, sigmas=sigmas, **guidance)
+    x = torch.zeros(2, 16, 4, 4, device="meta")
+    assert velocity(x, sigmas[:1].to("meta").expand(2)).shape == x.shape
 
 
 def test_texts_are_put_together_once(pipe, states, monkeypatch) -> None:
