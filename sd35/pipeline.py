@@ -177,11 +177,13 @@ class Pipeline(Model):
         where = None if device is None else as_device(device)
         for part in (self.mmdit, self.vae):
             part.to(device=where, dtype=dtype)
+        loaders = {}
         for name in ("clip_l", "clip_g", "t5"):
             encoder = getattr(self.text, name, None)
             if isinstance(encoder, nn.Module):
                 encoder.to(device=where, dtype=dtype)
             elif encoder is not None:
-                moved = replace(encoder, device=where or encoder.device, dtype=dtype or encoder.dtype)
-                setattr(self.text, name, moved)
+                loaders[name] = replace(encoder, device=where or encoder.device, dtype=dtype or encoder.dtype)
+        if self.text is not None:
+            self.text = replace(self.text, **loaders)
         return self

@@ -162,11 +162,7 @@ class Settings:
     )
     height: int | None = setting(None, Whole(1, multiple=SIZE_UNIT), "in pixels, likewise", decides="start")
     images_per_prompt: int = setting(
-        1,
-        Whole(),
-        "pictures of each prompt, one after the other",
-        decides="start",
-        also="--batch",
+        1, Whole(), "pictures of each prompt, one after the other", decides="start", also="--batch"
     )
     solver: str = setting(
         "euler",

@@ -1,6 +1,7 @@
 """From prompts to pictures, with random weights."""
 
 import copy
+from inspect import signature
 
 import pytest
 import torch
@@ -175,6 +176,27 @@ def test_an_encoder_of_pictures_that_gives_nan_is_named(pipe) -> None:
     copied = broken(pipe, "vae", "encoder.conv_out.bias")
     with pytest.raises(NonFiniteError, match=r"autoencoder \(encoding\)"):
         copied.encode(torch.zeros(1, 3, 16, 16))
+
+
+def test_settings_are_told_by_help_and_by_completion(pipe) -> None:
+    for method, own in ((pipe.generate, "width"), (pipe.invert, "refine_steps"), (pipe.edit, "eta")):
+        parameters = signature(method).parameters
+        assert {"steps", "solver", own} <= parameters.keys()
+        assert parameters["steps"].default == 28
+        assert "given" not in parameters
+        assert f"    {own}: " in method.__doc__
+
+
+def test_all_parts_move_to_another_dtype(pipe, model_folder) -> None:
+    for one_by_one in (False, True):
+        moved = sd35.load(model_folder, one_by_one=one_by_one).to("cpu", torch.bfloat16)
+        assert set(moved.dtypes.values()) == {torch.bfloat16}
+        same = sd35.load(model_folder, dtype=torch.bfloat16)
+        assert (
+            moved.generate("a", steps=1).settings.made_with == same.complete(Settings(prompts="a")).made_with
+        )
+    with pytest.raises(SettingsError, match="no kind of device"):
+        copy.deepcopy(pipe).to("nowhere")
 
 
 def test_progress_goes_to_stderr_only_when_asked(pipe, capsys) -> None:

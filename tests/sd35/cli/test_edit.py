@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from sd35 import State
 from sd35.cli import main
 
 FIELD = ["--steps", "2", "--cfg", "1.5"]
@@ -69,6 +70,24 @@ def test_nothing_is_written_on_a_mistake(drawn, model_folder, tmp_path, capsys) 
         if message != "no picture":
             assert message in error
         assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["--schedule-shift", "2"], {"schedule_shift": 2.0}),
+        (["--strength", "0.5"], {"strength": 0.5}),
+        (["--method", "flow_edit", "--seed", "3"], {"method": "flow_edit", "seed": 3}),
+        (["--cfg", "2.5", "--negative", "b"], {"guidance_scale": 2.5, "negative": "b"}),
+    ],
+)
+def test_a_reversible_state_is_edited_alike_from_python(drawn, pipe, tmp_path, words, given) -> None:
+    """A companion belongs to its own flow: where that is changed, both routes go without it."""
+    latents, output = drawn / "latents.safetensors", tmp_path / "edited.png"
+    assert main(["edit", str(latents), "a blue star", "-o", str(output), "--device", "cpu", *words]) == 0
+    edited = pipe.edit(State.load(latents), "a blue star", **given)
+    with Image.open(output) as picture:
+        assert picture.tobytes() == edited.images[0].tobytes()
 
 
 def test_existing_files_are_kept(drawn, tmp_path, capsys) -> None:
