@@ -219,19 +219,16 @@ def edit(model: Model, request: Edit, *, progress: bool = False) -> Edited:
         SettingsError: pictures or latents that are none of this model's, before work starts.
         NonFiniteError: a stage computed NaN or infinity.
     """
-    before = fitted(model, request.source, request.before)
+    source, before = request.source, fitted(model, request.source, request.before)
     after = model.complete(replace(request.after, width=before.width, height=before.height))
     with model.at_least(as_dtype(request.dtype)) as widened:
-        source = request.source
         if source.image is None:
-            assert source.latents is not None
-            latents = source.latents.detach().float().to(model.device)
+            latents = source.data.detach().float().to(model.device)
         else:
             latents = model.encode_image(source.image)
-        ways = {"inversion": _by_inversion, "flow_edit": _by_flow, "rf_inversion": _held_near}
-        steps, notes = ways[request.method](
-            model, request, latents, before, after, widened=widened, progress=progress
-        )
+        run = _Run(model, request, latents, before, after, widened, "inverting" if progress else None)
+        ways = {"inversion": run.inversion, "flow_edit": run.flow_edit, "rf_inversion": run.rf_inversion}
+        steps, notes = ways[request.method]()
         for step in watched(model, steps, request.sigmas, bar="" if progress else None):
             latents = step.x
         return Edited(model.decode(latents).detach().cpu(), latents.detach().cpu(), after, notes)
@@ -241,79 +238,70 @@ Way = tuple[Iterator[flow.Step], tuple[str, ...]]
 """The last steps of an edit, and what a user should know."""
 
 
-def _by_inversion(
-    model: Model,
-    request: Edit,
-    latents: Tensor,
-    before: Settings,
-    after: Settings,
-    *,
-    widened: torch.dtype | None,
-    progress: bool,
-) -> Way:
-    """The way down under the target from the noise that leads to the latents under the source."""
-    how = request.inverting
-    noise, report = way_back(
-        model, _velocity(model, before), latents, before, request.sigmas, how, progress=progress
-    )
-    steps = flow.SOLVERS[after.solver].run(
-        _velocity(model, after), noise, request.sigmas, **after.solver_options
-    )
-    notes = tuple(notes_of(model, report, widened))
-    if how.method == "naive":
-        rough = f"{before.solver} cannot be undone from its last state alone: its inverse is approximate"
-        notes = (rough, *notes)
-    return steps, notes
+@dataclass(frozen=True)
+class _Run:
+    """An edit under way: each method gives the steps that are left when it has found where to begin."""
 
+    model: Model
+    request: Edit
+    latents: Tensor
+    before: Settings
+    after: Settings
+    widened: torch.dtype | None
+    bar: str | None
 
-def _by_flow(
-    model: Model, request: Edit, latents: Tensor, before: Settings, after: Settings, **_: object
-) -> Way:
-    """FlowEdit: the difference of the two flows."""
-    steps = flow.flow_edit(
-        _velocity(model, before),
-        _velocity(model, after),
-        latents,
-        request.sigmas,
-        generator=generators(after.seeds),
-        average=request.average,
-    )
-    return steps, ()
-
-
-def _held_near(
-    model: Model,
-    request: Edit,
-    latents: Tensor,
-    before: Settings,
-    after: Settings,
-    *,
-    widened: torch.dtype | None,
-    progress: bool,
-) -> Way:
-    """RF-Inversion: up without a prompt and without guidance, down with the prompt, held near the latents."""
-    sigmas, notes = request.sigmas, ()
-    if not request.pulls:
-        notes = (
-            f"at strength {request.strength:g} the edit begins at noise level {float(sigmas[0]):.3g}; η acts "
-            f"from {request.eta_interval[0]:g} up, which is never: nothing pulls toward the picture",
+    def inversion(self) -> Way:
+        """The way down under the target from the noise that leads to the latents under the source."""
+        how, sigmas = self.request.inverting, self.request.sigmas
+        noise, report = way_back(
+            self.model, self._velocity(self.before), self.latents, self.before, sigmas, how, bar=self.bar
         )
-    nothing = replace(
-        after,
-        prompts=(after.negative,),
-        images_per_prompt=len(latents),
-        guidance_scale=1.0,
-        guidance=PLAIN,
-    )
-    typical = draw_noise(generators(after.seeds), latents.shape[1:]).to(latents)
-    upward = flow.toward_noise(_velocity(model, nothing), typical, request.gamma)
-    downward = flow.toward_data(_velocity(model, after), latents, request.eta, request.eta_interval)
-    solver = flow.SOLVERS[after.solver]
-    rising = solver.run(upward, latents, sigmas.flip(0), **after.solver_options)
-    bar = "inverting" if progress else None
-    noise = flow.last(watched(model, rising, sigmas, rising=True, bar=bar)).x
-    return solver.run(downward, noise, sigmas, **after.solver_options), notes
+        notes = tuple(notes_of(self.model, report, self.widened))
+        if how.method == "naive":
+            solver = self.before.solver
+            notes = (
+                f"{solver} cannot be undone from its last state alone: its inverse is approximate",
+                *notes,
+            )
+        return self._drawing(self._velocity(self.after), noise, sigmas), notes
 
+    def flow_edit(self) -> Way:
+        """FlowEdit: the difference of the two flows."""
+        steps = flow.flow_edit(
+            self._velocity(self.before),
+            self._velocity(self.after),
+            self.latents,
+            self.request.sigmas,
+            generator=generators(self.after.seeds),
+            average=self.request.average,
+        )
+        return steps, ()
 
-def _velocity(model: Model, settings: Settings) -> GuidedVelocity:
-    return velocity_of(model.mmdit, settings, model.encode_each(settings))
+    def rf_inversion(self) -> Way:
+        """RF-Inversion: up without prompt and guidance, down with the prompt, held near the latents."""
+        how, sigmas, notes = self.request, self.request.sigmas, ()
+        if not how.pulls:
+            notes = (
+                f"at strength {how.strength:g} the edit begins at noise level {float(sigmas[0]):.3g}; η acts "
+                f"from {how.eta_interval[0]:g} up, which is never: nothing pulls toward the picture",
+            )
+        count = len(self.latents)
+        nothing = replace(
+            self.after,
+            prompts=(self.after.negative,),
+            images_per_prompt=count,
+            guidance_scale=1.0,
+            guidance=PLAIN,
+        )
+        typical = draw_noise(generators(self.after.seeds), self.latents.shape[1:]).to(self.latents)
+        upward = flow.toward_noise(self._velocity(nothing), typical, how.gamma)
+        downward = flow.toward_data(self._velocity(self.after), self.latents, how.eta, how.eta_interval)
+        rising = self._drawing(upward, self.latents, sigmas.flip(0))
+        noise = flow.last(watched(self.model, rising, sigmas, rising=True, bar=self.bar)).x
+        return self._drawing(downward, noise, sigmas), notes
+
+    def _drawing(self, velocity: flow.Velocity, x: Tensor, sigmas: Tensor) -> Iterator[flow.Step]:
+        return flow.SOLVERS[self.after.solver].run(velocity, x, sigmas, **self.after.solver_options)
+
+    def _velocity(self, settings: Settings) -> GuidedVelocity:
+        return velocity_of(self.model.mmdit, settings, self.model.encode_each(settings))

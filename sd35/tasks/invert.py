@@ -204,9 +204,8 @@ def invert(model: Model, request: Invert, *, progress: bool = False) -> Inverted
         encodings = model.encode_each(settings)
         velocity = velocity_of(model.mmdit, settings, encodings)
         latents, losses = _latents(model, source, request.refine_steps, progress=progress)
-        found, report = way_back(
-            model, velocity, latents, settings, settings.sigmas, request, progress=progress
-        )
+        bar = "inverting" if progress else None
+        found, report = way_back(model, velocity, latents, settings, settings.sigmas, request, bar=bar)
         if request.measure:
             again = flow.SOLVERS[settings.solver].run(
                 velocity, found, settings.sigmas, **settings.solver_options
@@ -236,8 +235,7 @@ def _latents(
 ) -> tuple[Tensor, dict[str, Closeness]]:
     """The latents of a source, and what the coding of its pictures loses."""
     if source.image is None:
-        assert source.latents is not None
-        return source.latents.detach().float().to(model.device), {}
+        return source.data.detach().float().to(model.device), {}
     image = source.image.detach().float().to(model.device)
     latents = model.encode_image(image)
     decoded = model.decode(latents).clamp(-1, 1)
@@ -261,7 +259,7 @@ def way_back(
     sigmas: Tensor,
     how: Invert,
     *,
-    progress: bool = False,
+    bar: str | None,
 ) -> tuple[Tensor, Report]:
     """Find the noise that leads to latents, as `flow.inversion`, with a bar.
 
@@ -272,7 +270,7 @@ def way_back(
         settings: of the generation.
         sigmas: the part of its noise levels that is inverted, to the end.
         how: method, options and companion.
-        progress: show a bar.
+        bar: as in `watched`.
     """
     steps = flow.inverting(
         velocity,
@@ -285,7 +283,7 @@ def way_back(
         **how.options,
     )
     reports, x = [], latents
-    for step in watched(model, steps, sigmas, bar="inverting" if progress else None):
+    for step in watched(model, steps, sigmas, bar=bar):
         x = step.x
         reports.append(step.report)
     return x, Report("undo" if how.undoes else how.method, settings.solver, tuple(reports))
