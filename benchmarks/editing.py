@@ -44,7 +44,7 @@ EDITS: dict[str, dict[str, Any]] = {
         "source_guidance_scale": 1.0,
     },
     "RF-Inversion": {"method": "rf_inversion"},
-    "RF-Inversion, η 0.6": {"method": "rf_inversion", "control": sd35.Control(toward_data=0.6)},
+    "RF-Inversion, η 0.6": {"method": "rf_inversion", "eta": 0.6},
 }
 
 

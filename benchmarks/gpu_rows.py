@@ -177,9 +177,9 @@ def generation(bench: Bench) -> None:
     pipe.mmdit = random_mmdit(config, bench.device, bench.dtype)
     pipe.vae = random_vae(sizes.vae, bench.device, bench.dtype)
     cond, uncond = (random_encoding(config, bench.device, bench.dtype) for _ in range(2))
-    velocity = pipe.velocity(cond, uncond, GUIDANCE_SCALE)
-    noise = torch.randn(1, config.channels, sizes.pixels // 8, sizes.pixels // 8, device=bench.device)
     sigmas = flow.sigmas(sizes.steps)
+    velocity = pipe.velocity(cond, uncond, GUIDANCE_SCALE, sigmas=sigmas)
+    noise = torch.randn(1, config.channels, sizes.pixels // 8, sizes.pixels // 8, device=bench.device)
 
     def run() -> Tensor:
         return flow.solve(velocity, noise, sigmas)

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         row = {args.source: draw(args.source)}
     row[args.target] = draw(args.target)
     for name, paths in PATHS.items():
-        with sd35.edit(pipe.mmdit, dict.fromkeys(paths, taps), branch="cond"):
+        with sd35.patch(pipe.mmdit, dict.fromkeys(paths, taps), branch="cond"):
             row[name] = draw(args.target)
     first = row[args.source]
     for name, image in row.items():

@@ -76,12 +76,24 @@ class Attention(nn.Module):
         return self.ln_q(q), self.ln_k(k), self.v(v)
 
 
+class DotProductAttention(nn.Module):
+    """`attention` as a module, so that each one of a model can be watched, or another put in its place."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Three times (B, H, L, K) to (B, L, D)."""
+        return attention(q, k, v)
+
+
 class SelfAttention(Attention):
     """An attention of one stream with itself alone: `attn2` of the dual blocks, and ControlNets."""
 
+    def __init__(self, dim: int, num_heads: int, *, qk_norm: bool) -> None:
+        super().__init__(dim, num_heads, qk_norm=qk_norm)
+        self.attention = DotProductAttention()
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to the same shape."""
-        return self.proj(attention(*self.heads(x)))
+        return self.proj(self.attention(*self.heads(x)))
 
 
 class Mlp(nn.Module):
@@ -118,14 +130,6 @@ class Stream(nn.Module):
         self.adaLN_modulation = AdaLN(dim, 2 if read_only else 9 if dual else 6)
 
 
-class JointAttention(nn.Module):
-    """The one place where text and image meet: attention over the sequence [context, x]."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Three times (B, H, M + N, K) to (B, M + N, D)."""
-        return attention(q, k, v)
-
-
 class JointBlock(nn.Module):
     """One layer: image and context tokens attend to each other, then part (paper, figure 2b).
 
@@ -148,7 +152,7 @@ class JointBlock(nn.Module):
         self.dual, self.last = dual, last
         self.context_block = Stream(dim, num_heads, qk_norm=qk_norm, read_only=last)
         self.x_block = Stream(dim, num_heads, qk_norm=qk_norm, dual=dual)
-        self.attention = JointAttention()
+        self.attention = DotProductAttention()  # the one place where text and image meet
 
     def forward(self, x: Tensor, context: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run the layer.

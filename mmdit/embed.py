@@ -44,9 +44,9 @@ class TimestepEmbedder(Embedder):
     def __init__(self, dim: int) -> None:
         super().__init__(TIMESTEP_CHANNELS, dim)
 
-    def forward(self, sigma: Tensor, /) -> Tensor:
-        """Sigma (B,) in [0, 1] to (B, D)."""
-        return super().forward(timestep_embedding(sigma).to(next(self.parameters()).dtype))
+    def forward(self, sigma: Tensor, /, dtype: torch.dtype | None = None) -> Tensor:
+        """Sigma (B,) in [0, 1] to (B, D), computed in `dtype`; None is that of the weights."""
+        return super().forward(timestep_embedding(sigma).to(dtype or next(self.parameters()).dtype))
 
 
 def timestep_embedding(sigma: Tensor, channels: int = TIMESTEP_CHANNELS) -> Tensor:

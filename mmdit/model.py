@@ -100,7 +100,7 @@ class MMDiT(nn.Module):
         added = [None] * depth if residuals is None else spread(residuals, depth)
 
         x = self.patches(self.embed_latents(latents))  # (B, N, D)
-        c = self.conditioning(self.t_embedder(sigma) + self.y_embedder(pooled.to(dtype)))  # (B, D)
+        c = self.conditioning(self.t_embedder(sigma, dtype) + self.y_embedder(pooled.to(dtype)))  # (B, D)
         stream: Tensor | None = self.context_embedder(context.to(dtype))  # (B, M, D)
 
         for i, (block, residual) in enumerate(zip(self.joint_blocks, added, strict=True)):
@@ -115,8 +115,8 @@ class MMDiT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that it computes in."""
-        return self.context_embedder.weight.dtype
+        """The dtype that it computes in: the table's, since quantised linears may stand for other weights."""
+        return self.pos_embed.dtype
 
     def embed_latents(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to the image tokens that enter the first block, (B, N, D), with positions."""

@@ -10,107 +10,82 @@ The parts are packages of their own and are joined here alone: `mmdit`, `vae`, `
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .siblings import check_siblings
+
 if TYPE_CHECKING:
-    from .attention import (
-        AttentionMaps,
-        WordError,
-        attention_maps,
-        attention_sheet,
-        heat_picture,
-        heat_share,
-        overlay,
-    )
-    from .control import control_image
-    from .editing import Control, Edited
-    from .errors import NonFiniteError, SettingsError
-    from .generation import Generation
-    from .guidance import Guidance
-    from .guided import GuidedVelocity
-    from .invert import Inverted
-    from .loading import load
-    from .metadata import read_settings
-    from .noise import draw_noise
-    from .pipeline import Pipeline
-    from .result import Result
-    from .settings import Settings
-    from .state import State
-    from .taps import BudgetError, Captures, TapError, capture, edit, list_taps
+    from .adapters.control import control_image as control_image
+    from .attention import AttentionMaps as AttentionMaps
+    from .attention import WordError as WordError
+    from .attention import attention_maps as attention_maps
+    from .attention import attention_sheet as attention_sheet
+    from .attention import heat_picture as heat_picture
+    from .attention import heat_share as heat_share
+    from .attention import overlay as overlay
+    from .errors import NonFiniteError as NonFiniteError
+    from .errors import SettingsError as SettingsError
+    from .guidance import Guidance as Guidance
+    from .loading import load as load
+    from .noise import draw_noise as draw_noise
+    from .pipeline import Pipeline as Pipeline
+    from .report import Recording as Recording
+    from .saved.png import read_settings as read_settings
+    from .saved.result import Result as Result
+    from .saved.state import State as State
+    from .settings import Settings as Settings
+    from .taps import BudgetError as BudgetError
+    from .taps import Captures as Captures
+    from .taps import TapError as TapError
+    from .taps import capture as capture
+    from .taps import list_taps as list_taps
+    from .taps import patch as patch
+    from .tasks.edit import Edited as Edited
+    from .tasks.generate import Generation as Generation
+    from .tasks.invert import Inverted as Inverted
+    from .velocity import GuidedVelocity as GuidedVelocity
 
-__all__ = [
-    "AttentionMaps",
-    "BudgetError",
-    "Captures",
-    "Control",
-    "Edited",
-    "Generation",
-    "Guidance",
-    "GuidedVelocity",
-    "Inverted",
-    "NonFiniteError",
-    "Pipeline",
-    "Result",
-    "Settings",
-    "SettingsError",
-    "State",
-    "TapError",
-    "WordError",
-    "attention_maps",
-    "attention_sheet",
-    "capture",
-    "control_image",
-    "draw_noise",
-    "edit",
-    "heat_picture",
-    "heat_share",
-    "list_taps",
-    "load",
-    "overlay",
-    "read_settings",
-]
-
-_HOMES = {
-    "AttentionMaps": ".attention",
-    "BudgetError": ".taps",
-    "Captures": ".taps",
-    "Control": ".editing",
-    "Edited": ".editing",
-    "Generation": ".generation",
-    "Guidance": ".guidance",
-    "GuidedVelocity": ".guided",
-    "Inverted": ".invert",
-    "NonFiniteError": ".errors",
-    "Pipeline": ".pipeline",
-    "Result": ".result",
-    "Settings": ".settings",
-    "SettingsError": ".errors",
-    "State": ".state",
-    "TapError": ".taps",
-    "WordError": ".attention",
-    "attention_maps": ".attention",
-    "attention_sheet": ".attention",
-    "capture": ".taps",
-    "control_image": ".control",
-    "draw_noise": ".noise",
-    "edit": ".taps",
-    "heat_picture": ".attention",
-    "heat_share": ".attention",
-    "list_taps": ".taps",
-    "load": ".loading",
-    "overlay": ".attention",
-    "read_settings": ".metadata",
+HOMES = {
+    ".adapters.control": ("control_image",),
+    ".attention": (
+        "AttentionMaps",
+        "WordError",
+        "attention_maps",
+        "attention_sheet",
+        "heat_picture",
+        "heat_share",
+        "overlay",
+    ),
+    ".errors": ("NonFiniteError", "SettingsError"),
+    ".guidance": ("Guidance",),
+    ".loading": ("load",),
+    ".noise": ("draw_noise",),
+    ".pipeline": ("Pipeline",),
+    ".report": ("Recording",),
+    ".saved.png": ("read_settings",),
+    ".saved.result": ("Result",),
+    ".saved.state": ("State",),
+    ".settings": ("Settings",),
+    ".taps": ("BudgetError", "Captures", "TapError", "capture", "list_taps", "patch"),
+    ".tasks.edit": ("Edited",),
+    ".tasks.generate": ("Generation",),
+    ".tasks.invert": ("Inverted",),
+    ".velocity": ("GuidedVelocity",),
 }
+"""The public names by the module that each is imported from when it is first asked for: torch takes seconds,
+and `sd35 --help` needs none of it."""
+
+check_siblings(Path(__file__).resolve().parents[1])
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: torch takes seconds, and `sd35 --help` needs none."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
+    for home, names in HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(home, __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *(name for names in HOMES.values() for name in names)})

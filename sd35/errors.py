@@ -1,7 +1,10 @@
 """What the pipeline raises beside the errors of the packages it joins."""
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class SettingsError(ValueError):
@@ -21,7 +24,7 @@ class NonFiniteError(ArithmeticError):
     def __init__(
         self,
         stage: str,
-        dtype: torch.dtype,
+        dtype: "torch.dtype",
         count: str,
         *,
         step: int | None = None,
@@ -32,15 +35,15 @@ class NonFiniteError(ArithmeticError):
         name = str(dtype).removeprefix("torch.")
         advice = (
             "a wider dtype may help (bfloat16 or float32)"
-            if dtype == torch.float16
+            if name == "float16"
             else "the weights or what was given may be damaged"
         )
         super().__init__(f"the {stage} gave {count} NaN or infinite values{where}, in {name}: {advice}")
 
 
 def check_finite(
-    tensor: Tensor, stage: str, dtype: torch.dtype, *, step: int | None = None, sigma: float | None = None
-) -> Tensor:
+    tensor: "Tensor", stage: str, dtype: "torch.dtype", *, step: int | None = None, sigma: float | None = None
+) -> "Tensor":
     """Pass `tensor` on.
 
     Raises:

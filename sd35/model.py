@@ -1,24 +1,27 @@
 """The parts of a model that draws pictures, each called by what it does, each checked for NaN."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from flow import SOLVERS
 from mmdit import MMDiT
 from textenc import Encoding, TextEncoder
 from textenc.prompt import PromptLike, as_prompts
 from vae import VAE
-from vae.image import to_tensor
 from weights.load import Loader
 
 from .errors import SettingsError, check_finite
-from .guided import GuidedVelocity
+from .images import Picture, as_image
 from .settings import Missing, Settings
-from .size import Size
+from .size import Size, check_size
+from .velocity import GuidedVelocity
+from .version import release
 
 
 @dataclass
@@ -34,7 +37,9 @@ class Model:
     size: Size
     """Width and height of a picture where none are asked for: what the model was trained at."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Where "vae", "text" or "t5" came from, of those that are of another source than `model`."""
+    """Where parts came from, of those that are of another source than `model`."""
+    weights: str = ""
+    """A hash by which other weights are told; empty where the parts were not loaded from files."""
 
     @property
     def device(self) -> torch.device:
@@ -44,7 +49,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """What the transformer computes in. States, guidance and noise are float32 always."""
-        return self.mmdit.context_embedder.weight.dtype
+        return self.mmdit.dtype
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -64,6 +69,7 @@ class Model:
         negative: PromptLike | Encoding = "",
         guidance_scale: float = 4.5,
         *,
+        sigmas: Tensor | None = None,
         policy: str = "reference",
         missing: Missing = "zeros",
         batch_size: int = 1,
@@ -76,10 +82,11 @@ class Model:
                 no text encoders.
             negative: what to move away from; likewise.
             guidance_scale: 1 is no guidance, at half the cost.
+            sigmas: the noise levels of the steps that will be taken, (steps + 1,); hooks are told the step.
             policy: as in `generate`.
             missing: as in `generate`.
             batch_size: as in `generate`.
-            guidance: `combine`, `adjust` and `interval` of `flow.guided`.
+            guidance: the others that `GuidedVelocity` takes: conditions, combine, adjust, interval, ...
         """
         if isinstance(prompt, Encoding):
             cond = [prompt.select(index).to(self.device) for index in range(len(prompt))]
@@ -88,7 +95,9 @@ class Model:
         if not isinstance(negative, Encoding):
             negative = self.encode_prompt(negative, policy=policy, missing=missing)
         uncond = negative.to(self.device)
-        return GuidedVelocity(self.mmdit, cond, uncond, guidance_scale, batch_size=batch_size, **guidance)
+        return GuidedVelocity(
+            self.mmdit, cond, uncond, guidance_scale, sigmas=sigmas, batch_size=batch_size, **guidance
+        )
 
     def encode_prompt(
         self,
@@ -113,14 +122,20 @@ class Model:
             check_finite(tensor, "text encoders", tensor.dtype)
         return encoding.to(self.device)
 
-    def encode(self, image: Tensor | Image.Image) -> Tensor:
-        """Latents of an image (B, 3, H, W) in [-1, 1], or of a picture: the mean, (B, 16, H/8, W/8), float32.
+    def encode(self, picture: Picture) -> Tensor:
+        """Latents of pictures: the mean, (B, 16, H/8, W/8), float32.
+
+        Args:
+            picture: (B, 3, H, W) in [-1, 1], or pictures in any form that `as_image` takes.
 
         Raises:
-            ValueError: H or W is no multiple of 8, or the shape is another.
+            ValueError: H or W is no multiple of 8, or it is no picture.
             NonFiniteError: the autoencoder gave NaN or infinity.
         """
-        image = to_tensor(image) if isinstance(image, Image.Image) else image
+        return self.encode_image(as_image(picture))
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """`encode` of an image (B, 3, H, W) that is known to be one."""
         latents = torch.cat([self.vae.encode(one) for one in image.to(self.device).float().split(1)])
         return check_finite(latents, "autoencoder (encoding)", _dtype_of(self.vae))
 
@@ -134,11 +149,70 @@ class Model:
         image = torch.cat([self.vae.decode(one) for one in latents.to(self.device).float().split(1)])
         return check_finite(image, "autoencoder (decoding)", _dtype_of(self.vae))
 
+    @contextmanager
+    def at_least(self, dtype: torch.dtype | None) -> Iterator[torch.dtype | None]:
+        """Compute in this dtype where the transformer and the autoencoder have a narrower one.
+
+        The weights are widened for the length of the block, and are the very tensors of before after it.
+
+        Args:
+            dtype: float32 in practice; None changes nothing.
+
+        Yields:
+            What the transformer's weights were, where they are widened; else None.
+        """
+        before, narrow = self.dtype, dict[nn.Parameter | Tensor, Tensor]()
+        for module in () if dtype is None else (self.mmdit, self.vae):
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.dtype in (torch.bfloat16, torch.float16):
+                    narrow[tensor] = tensor.data
+        try:
+            for tensor, own in narrow.items():
+                tensor.data = own.to(dtype)
+            yield before if self.dtype != before else None
+        finally:
+            for tensor, own in narrow.items():
+                tensor.data = own
+
     def latents_shape(self, width: int | None, height: int | None) -> tuple[int, int, int]:
         """The shape (16, h, w) of the latents of one picture; None is the model's own size."""
         factor = self.vae.config.factor
         width, height = width or self.size.width, height or self.size.height
         return self.mmdit.config.channels, height // factor, width // factor
+
+    def complete(self, settings: Settings) -> Settings:
+        """Fill in what the settings left to the model, and record what the pictures are made with.
+
+        Raises:
+            SettingsError: the size is larger than the model draws.
+        """
+        width = self.size.width if settings.width is None else settings.width
+        height = self.size.height if settings.height is None else settings.height
+        check_size(width, height, self.mmdit.config, self.vae.config)
+        computed = {part: str(dtype).removeprefix("torch.") for part, dtype in self.dtypes.items()}
+        made_with = {
+            "sd35": release(),
+            "torch": torch.__version__,
+            "device": self.device.type,
+            "dtype": computed["mmdit"],
+            "t5": "yes" if self.text is not None and self.text.t5 is not None else "no",
+        }
+        made_with |= {f"{part}_dtype": name for part, name in computed.items() if name != computed["mmdit"]}
+        made_with |= {f"{part}_source": source for part, source in self.sources.items()}
+        made_with |= {"weights": self.weights} if self.weights else {}
+        return replace(settings, width=width, height=height, model=self.model, made_with=made_with)
+
+    def check_noise(self, noise: Tensor, settings: Settings) -> None:
+        """See that noise is of the size that the settings draw, and can be begun with.
+
+        Raises:
+            SettingsError: it is not.
+        """
+        expected = (settings.images, *self.latents_shape(settings.width, settings.height))
+        if tuple(noise.shape) != expected or not noise.is_floating_point():
+            raise SettingsError(f"noise must be floats {expected}, got {noise.dtype} {tuple(noise.shape)}")
+        if SOLVERS[settings.solver].stochastic:
+            raise SettingsError(f"{settings.solver} draws from the seed: it cannot start from given noise")
 
     def encode_each(self, settings: Settings) -> list[Encoding]:
         """Encode the prompt of each image, and then the negative one.
@@ -163,4 +237,7 @@ class Model:
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
+    """What a module computes in: that of its first floats, passing over quantised weights."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    floats = (one.dtype for one in tensors if one.is_floating_point() and one.itemsize > 1)
+    return next(floats, torch.float32)

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SEEDS = 2**32
-"""Seeds are 0 to 2³² - 1: torch's generator reads the lowest 32 bits, so larger ones would repeat these."""
-
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One generator for each seed, on the CPU, where its numbers are the same on every machine."""

@@ -2,21 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from math import isfinite
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from torch import Tensor
-
-from flow import SOLVERS, sigmas
-from flow.schedule import Preset
-from flow.solvers.table import check_options
-from textenc import POLICIES, Prompt
-from textenc.prompt import as_prompts
-
+from . import fields
 from .errors import SettingsError
+from .fields import Kind, Name, Number, Options, Text, Whole, setting
 from .guidance import PLAIN, Guidance
-from .noise import SEEDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from textenc import Prompt
 
 FORMAT = "sd35.Settings"
 VERSION = 1
@@ -25,7 +22,91 @@ VERSION = 1
 SIZE_UNIT = 16
 """Pixels along a side of a token: 8 of the autoencoder, times patches of 2."""
 
+LATENT = 8
+"""Pixels along a side of a latent, of every autoencoder of this family."""
+
+NOT_TAKEN = ("width", "height", "images_per_prompt")
+"""Settings of a generation that a picture which is there decides by itself."""
+
+SEEDS = 2**32
+"""Seeds are 0 to 2³² - 1: torch's generator reads the lowest 32 bits, so larger ones would repeat these."""
+
+MOST_STEPS = 10_000
+"""More is a slip of the finger: the error of every solver is at rounding long before."""
+
+Preset = Literal["reference", "diffusers", "linear"]
+"""As `flow.schedule.Preset`, which needs torch."""
 Missing = Literal["zeros", "drop"]
+
+
+def solvers() -> tuple[str, ...]:
+    """The names of the solvers; imported when they are needed, as torch takes seconds."""
+    import flow
+
+    return tuple(flow.SOLVERS)
+
+
+def policies() -> tuple[str, ...]:
+    """The names of the ways to read prompts."""
+    import textenc
+
+    return tuple(textenc.POLICIES)
+
+
+@dataclass(frozen=True)
+class Prompts(Kind):
+    """One prompt or several; `several=False` keeps the only one."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"metavar": "PROMPT"}
+
+    several: bool = True
+
+    def check(self, name: str, value: Any) -> "tuple[Prompt, ...] | Prompt":
+        """See `Kind`."""
+        from textenc.prompt import as_prompts
+
+        try:
+            prompts = as_prompts(value)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"{name}: {error}") from error
+        if self.several:
+            return prompts
+        if len(prompts) != 1:
+            raise SettingsError(f"{name} must be one prompt, got {len(prompts)}")
+        return prompts[0]
+
+    def plain(self, value: Any) -> Any:
+        """See `Kind`: a text, or the fields that are set where encoders have texts of their own."""
+        return [_plain(one) for one in value] if self.several else _plain(value)
+
+
+@dataclass(frozen=True)
+class GuidanceKind(Kind):
+    """A `Guidance`, or its fields."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"of": Guidance}
+
+    def check(self, name: str, value: Any) -> Guidance:
+        """See `Kind`."""
+        if isinstance(value, Guidance):
+            return value
+        if not isinstance(value, Mapping):
+            raise SettingsError(f"{name} must be a Guidance, got {value!r}")
+        return Guidance.from_dict(value)
+
+    def plain(self, value: Guidance) -> dict[str, Any]:
+        """See `Kind`."""
+        return value.to_dict()
+
+
+def _no_prompt() -> "Prompt":
+    from textenc import Prompt
+
+    return Prompt()
+
+
+def _is_guided(settings: "Settings") -> bool:
+    return settings.guidance_scale != 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,86 +119,108 @@ class Settings:
         FlowError: the solver does not take such an option.
     """
 
-    prompts: tuple[Prompt, ...]
-    negative: Prompt = field(default_factory=Prompt)  # what to move away from; the empty text as in training
-    seed: int | None = 0  # of the first image, seed + k of image k; None where the noise was given
-    steps: int = 28
-    guidance_scale: float = 4.5  # 1 is no guidance, at half the cost
-    guidance: Guidance = PLAIN  # how it is done; plain, at all noise levels
-    width: int | None = None  # in pixels; None leaves it to the model
-    height: int | None = None
-    images_per_prompt: int = 1
-    solver: str = "euler"  # a name in flow.SOLVERS
-    solver_options: Mapping[str, Any] = field(default_factory=dict)
-    schedule: Preset = "reference"
-    schedule_shift: float = 3.0
-    policy: str = "reference"  # how prompts are read, a name in textenc.POLICIES
-    missing: Missing = "zeros"  # what stands for an encoder that is not there
-    batch_size: int = 1  # images that go through the transformer together
-    model: str = ""  # the source it was loaded from
-    made_with: Mapping[str, str] = field(default_factory=dict)
+    prompts: "tuple[Prompt, ...]" = setting(
+        kind=Prompts(), help="what to draw", decides="flow", is_option=False
+    )
+    negative: "Prompt" = setting(
+        factory=_no_prompt,
+        kind=Prompts(several=False),
+        help="what to move away from; the empty text by default, as in training",
+        decides="flow",
+        acts=_is_guided,
+        where="with a guidance scale other than 1",
+    )
+    seed: int | None = setting(
+        0,
+        Whole(0, SEEDS - 1),
+        "of the noise, 0 to 4294967295; image k of several has the seed + k",
+        decides="start",
+        may_be_none=True,
+    )
+    steps: int = setting(28, Whole(1, MOST_STEPS), "steps of the solver", decides="flow")
+    guidance_scale: float = setting(
+        4.5,
+        Number(),
+        "how strongly to follow the prompt; 1 is no guidance, at half the cost",
+        decides="flow",
+        also="--cfg",
+    )
+    guidance: Guidance = setting(
+        PLAIN,
+        GuidanceKind(),
+        "how guidance is done",
+        decides="flow",
+        is_option=False,
+        acts=lambda one: _is_guided(one) or one.guidance.zero_steps,
+        where="with a guidance scale other than 1",
+    )
+    width: int | None = setting(
+        None,
+        Whole(1, multiple=SIZE_UNIT),
+        "in pixels, a multiple of 16; the size that the model was trained at by default",
+        decides="start",
+    )
+    height: int | None = setting(None, Whole(1, multiple=SIZE_UNIT), "in pixels, likewise", decides="start")
+    images_per_prompt: int = setting(
+        1, Whole(), "pictures of each prompt, one after the other", decides="start", also="--batch"
+    )
+    solver: str = setting(
+        "euler",
+        Name(solvers),
+        "how steps are taken: euler, midpoint, heun, dpmpp_2m, ...; `sd35 list solvers` has them all",
+        decides="flow",
+    )
+    solver_options: Mapping[str, Any] = setting(
+        factory=dict,
+        kind=Options(),
+        help="an option of the solver, as rtol=1e-4 of dopri5; may be repeated",
+        decides="flow",
+        option="--solver-option",
+    )
+    schedule: Preset = setting(
+        "reference",
+        Name(lambda: get_args(Preset)),
+        "table of noise levels: reference, diffusers or linear",
+        decides="flow",
+    )
+    schedule_shift: float = setting(
+        3.0, Number(0, open=True), "how far the noise levels are bent toward noise", decides="flow"
+    )
+    policy: str = setting(
+        "reference",
+        Name(policies),
+        "how prompts are read: reference, diffusers or reference-exact",
+        decides="flow",
+    )
+    missing: Missing = setting(
+        "zeros",
+        Name(lambda: get_args(Missing)),
+        "what stands for a text encoder that is not there: zeros or drop",
+        decides="flow",
+    )
+    batch_size: int = setting(
+        1,
+        Whole(),
+        "pictures that go through the transformer together; more may be faster, and differ by rounding",
+        decides="speed",
+    )
+    model: str = setting("", Text(), "the source it was loaded from", decides="record", is_option=False)
+    made_with: Mapping[str, str] = setting(
+        factory=dict, kind=Options(), help="see below", decides="record", is_option=False
+    )
     """The versions "sd35" and "torch"; "device"; "t5", yes or no; "dtype", the transformer's; "vae_dtype",
-    "clip_l_dtype", "clip_g_dtype" and "t5_dtype" where theirs differs; "vae_source", "text_source" and
-    "t5_source" where these came from elsewhere than `model`."""
+    "clip_l_dtype", "clip_g_dtype" and "t5_dtype" where theirs differs; "vae_source", "text_encoders_source",
+    "clip_l_source", ... where these came from elsewhere than `model`; "weights", a hash of the headers."""
 
     def __post_init__(self) -> None:
-        self._check_counts()
-        self._check_seed()
-        self._check_names()
-        self._check_types()
-        for name in ("guidance_scale", "schedule_shift"):
-            if not _is_number(getattr(self, name)):
-                raise SettingsError(f"{name} must be a finite number, got {getattr(self, name)!r}")
-        check_options(f"solver {self.solver!r}", SOLVERS[self.solver].run, self.solver_options)
-        if self.schedule_shift <= 0:
-            raise SettingsError(f"schedule_shift must be positive, got {self.schedule_shift:g}")
+        from flow import SOLVERS
+        from flow.solvers.table import check_options
 
-    def _check_counts(self) -> None:
-        if not self.prompts:
-            raise SettingsError("expected at least one prompt, got none; the empty text is a prompt")
-        counts = ["steps", "images_per_prompt", "batch_size"]
-        counts += [name for name in ("width", "height") if getattr(self, name) is not None]
-        for name in counts:
-            value = getattr(self, name)
-            if not (_is_whole(value) and value >= 1):
-                raise SettingsError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name in ("width", "height"):
-            side = getattr(self, name) or SIZE_UNIT
-            if side % SIZE_UNIT:
-                near = max(round(side / SIZE_UNIT), 1) * SIZE_UNIT
-                raise SettingsError(
-                    f"{name} must be a multiple of {SIZE_UNIT}, got {side}; the nearest is {near}"
-                )
-
-    def _check_seed(self) -> None:
-        if self.seed is None:
-            return
-        if not (_is_whole(self.seed) and 0 <= self.seed <= SEEDS - self.images):
+        fields.check(self)
+        if self.seed is not None and self.seed > SEEDS - self.images:
             last = f" (image k of {self.images} has the seed + k)" if self.images > 1 else ""
             raise SettingsError(f"seed must be 0 to {SEEDS - self.images}{last}, got {self.seed!r}")
-
-    def _check_names(self) -> None:
-        allowed = {
-            "solver": tuple(SOLVERS),
-            "schedule": get_args(Preset),
-            "policy": tuple(POLICIES),
-            "missing": get_args(Missing),
-        }
-        for name, names in allowed.items():
-            if getattr(self, name) not in names:
-                raise SettingsError(f"{name} must be one of {', '.join(names)}; got {getattr(self, name)!r}")
-
-    def _check_types(self) -> None:
-        kinds = {
-            "solver_options": Mapping,
-            "made_with": Mapping,
-            "model": str,
-            "negative": Prompt,
-            "guidance": Guidance,
-        }
-        for name, kind in kinds.items():
-            if not isinstance(getattr(self, name), kind):
-                raise SettingsError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        check_options(f"solver {self.solver!r}", SOLVERS[self.solver].run, self.solver_options)
 
     @property
     def images(self) -> int:
@@ -130,9 +233,16 @@ class Settings:
         return () if self.seed is None else tuple(range(self.seed, self.seed + self.images))
 
     @property
-    def sigmas(self) -> Tensor:
+    def sigmas(self) -> "Tensor":
         """The noise levels, (steps + 1,); see `flow.sigmas`."""
-        return sigmas(self.steps, self.schedule_shift, self.schedule)
+        import flow
+
+        return flow.sigmas(self.steps, self.schedule_shift, self.schedule)
+
+    @property
+    def flow(self) -> dict[str, Any]:
+        """What decides the flow that is followed, in JSON values: undoing a generation needs the same."""
+        return fields.deciding(self, "flow")
 
     def of(self, index: int) -> "Settings":
         """The settings that make image `index` of the batch alone.
@@ -150,13 +260,7 @@ class Settings:
 
     def to_json(self) -> str:
         """One line of JSON, ASCII only, with the format's name and version; `from_json` reads it."""
-        described = {one.name: getattr(self, one.name) for one in fields(self)}
-        described["prompts"] = [_plain(prompt) for prompt in self.prompts]
-        described["negative"] = _plain(self.negative)
-        described["guidance"] = self.guidance.to_dict()
-        described["solver_options"] = dict(self.solver_options)
-        described["made_with"] = dict(self.made_with)
-        return json.dumps({"format": FORMAT, "version": VERSION, **described})
+        return json.dumps({"format": FORMAT, "version": VERSION, **fields.plain(self)})
 
     @classmethod
     def from_json(cls, text: str) -> "Settings":
@@ -174,29 +278,31 @@ class Settings:
         version = described.pop("version", None)
         if version != VERSION:
             raise SettingsError(f"these settings are of version {version}, and this release reads {VERSION}")
-        unknown = sorted(described.keys() - {one.name for one in fields(cls)})
+        unknown = sorted(described.keys() - fields.table(cls).keys())
         if unknown or "prompts" not in described:
             raise SettingsError(f"saved settings are damaged: {', '.join(unknown) or 'prompts'}")
         try:
-            prompts = as_prompts(described.pop("prompts"))
-            (negative,) = as_prompts([described.pop("negative", "")])
-            guidance = Guidance.from_dict(described.pop("guidance", {}))
-            return cls(prompts=prompts, negative=negative, guidance=guidance, **described)
-        except SettingsError:
-            raise
-        except (TypeError, ValueError) as error:  # a field of another type, a prompt that is none
+            return cls(**described)
+        except ValueError as error:  # a field of another type, a prompt that is none
             raise SettingsError(f"saved settings are damaged: {error}") from error
 
 
-def _plain(prompt: Prompt) -> str | dict[str, str]:
-    """A prompt as JSON: its text, or the fields that are set where encoders have texts of their own."""
+def settings_of(given: Mapping[str, Any], base: Settings | None = None) -> Settings:
+    """Settings from what a user gave, over saved ones if there are any.
+
+    Args:
+        given: settings by name; `guidance` may be a mapping of those of its fields that are given.
+        base: those of an earlier picture.
+
+    Raises:
+        SettingsError: a setting that is unknown, out of range, or without effect beside the others.
+    """
+    given = dict(given)
+    if isinstance(given.get("guidance"), Mapping):
+        given["guidance"] = replace(PLAIN if base is None else base.guidance, **given["guidance"])
+    return fields.build(Settings, given, base)
+
+
+def _plain(prompt: "Prompt") -> str | dict[str, str]:
     own = {name: text for name, text in asdict(prompt).items() if name != "text" and text is not None}
     return {"text": prompt.text, **own} if own else prompt.text
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -2,7 +2,7 @@
 
 mmdit   vae   textenc   flow      import none of the others
   ^      ^       ^        ^
-  +------+-------+        |       weights -> mmdit, vae, textenc, in weights/load.py only
+  +------+-------+        |       weights -> mmdit, vae, textenc, in weights/build.py and load.py only
          ^                |
          +---- sd35 ------+       sd35 -> all, nothing -> sd35
 """
@@ -11,6 +11,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -26,7 +27,7 @@ ARROWS = {
     "vae": {},
     "textenc": {},
     "flow": {},
-    "weights": dict.fromkeys(("mmdit", "vae", "textenc"), ("weights/load.py",)),
+    "weights": dict.fromkeys(("mmdit", "vae", "textenc"), ("weights/build.py", "weights/load.py")),
     "sd35": dict.fromkeys((*LEAVES, "weights"), ("sd35/",)),
 }
 """Package to the siblings it may import, each with the files or folders where."""
@@ -216,6 +217,80 @@ def test_a_wrong_call_would_show(path, source):
 )
 def test_a_seed_that_nobody_else_sees_is_fine(source):
     assert not list(wrong_calls(PurePosixPath("sd35/noise.py"), ast.parse(source)))
+
+
+LAYERS = (
+    ("errors", "version", "noise", "siblings"),
+    ("fields", "device", "size"),
+    ("guidance", "images"),
+    ("settings",),
+    ("methods", "documented"),
+    ("saved",),
+    ("evaluation",),
+    ("velocity", "adapters", "memory", "cache"),
+    ("model",),
+    ("found",),
+    ("taps",),
+    ("attention",),
+    ("train",),
+    ("tasks",),
+    ("report", "verify"),
+    ("pipeline",),
+    ("loading",),
+    ("bench",),
+    ("tiny",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+"""The files and folders of sd35/, from the bottom to the top. A file imports from its own layer and from
+those below; no circle within one."""
+
+
+def room_of(module: str) -> str:
+    """The file or folder of sd35/ that a module lies in."""
+    return [*module.split("."), "__init__"][1]
+
+
+def modules_of_sd35() -> dict[str, set[str]]:
+    """Each module of sd35/ and what it imports of sd35/, at whatever depth of its code."""
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in files("sd35")
+    }
+    found: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        place, tree = of_package(path)
+        found[name] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                above = place.parent.parts[: len(place.parent.parts) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                inner = {f"{base}.{alias.name}" for alias in node.names} & paths.keys()
+                found[name] |= inner if len(inner) == len(node.names) else {*inner, base}
+        found[name] -= {name}
+    return found
+
+
+def test_sd35_has_one_way_down():
+    level = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+    upward = [
+        f"{name} imports {other}"
+        for name, imported in modules_of_sd35().items()
+        for other in imported
+        if name != "sd35" and level[room_of(other)] > level[room_of(name)]
+    ]
+    assert upward == []
+
+
+def test_sd35_has_no_circle():
+    """Not of files, and not of folders: what a folder imports does not import it."""
+    imports = {name: imported for name, imported in modules_of_sd35().items() if name != "sd35"}
+    packages = {name for name in imports if any(other.startswith(f"{name}.") for other in imports)}
+    list(TopologicalSorter({n: i for n, i in imports.items() if n not in packages}).static_order())
+    rooms: dict[str, set[str]] = {}
+    for name, imported in imports.items():
+        rooms.setdefault(room_of(name), set()).update(room_of(other) for other in imported)
+    list(TopologicalSorter({room: others - {room} for room, others in rooms.items()}).static_order())
 
 
 def test_files_are_named_for_what_they_hold():

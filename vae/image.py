@@ -6,8 +6,10 @@ of 16 bits a channel are written and read as well.
 
 import struct
 import zlib
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 import torch
@@ -106,7 +108,7 @@ def save_png16(image: Tensor, path: str | Path, info: PngImagePlugin.PngInfo | N
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)  # 16 bits; colour type 2 is RGB
     extra = [] if info is None else [(chunk[0], chunk[1]) for chunk in info.chunks]
     chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")]
-    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks))
+    Path(path).write_bytes(PNG + b"".join(_chunk(name, data) for name, data in chunks))
 
 
 def read(path: str | Path) -> Tensor:
@@ -119,7 +121,8 @@ def read(path: str | Path) -> Tensor:
         OSError: there is no such file, or it may not be read.
         ValueError: it is no picture, or a damaged one.
     """
-    with Path(path).open("rb") as file:
+    with Path(path).open("rb") as stored:
+        file = without_text(stored)
         try:
             with Image.open(file) as picture:
                 packing = picture.tile[0].args if picture.format == "PNG" else None
@@ -149,6 +152,39 @@ def fit(picture: Image.Image, width: int | None = None, height: int | None = Non
     picture = ImageOps.exif_transpose(picture)
     wanted = (_or_nearest(width, picture.width), _or_nearest(height, picture.height))
     return picture if picture.size == wanted else ImageOps.fit(picture, wanted, Image.Resampling.LANCZOS)
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """The chunks of a PNG file, each its name and its data; they end where the file is damaged or ends."""
+    if file.read(len(PNG)) != PNG:
+        return
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        data = file.read(length)
+        file.read(4)  # the checksum
+        yield name, data
+
+
+def without_text(file: BinaryIO) -> BinaryIO:
+    """A PNG without its text, of which Pillow refuses to read much; another file as it is.
+
+    Other tools write whole programs into their pictures.
+    """
+    is_png = file.read(len(PNG)) == PNG
+    file.seek(0)
+    if not is_png or not any(name in (b"tEXt", b"zTXt", b"iTXt") for name, _ in png_chunks(file)):
+        file.seek(0)
+        return file
+    file.seek(len(PNG))
+    kept = [PNG]
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        rest = file.read(length + 4)
+        kept += [] if name in (b"tEXt", b"zTXt", b"iTXt") else [head, rest]
+    return BytesIO(b"".join(kept))
 
 
 def _or_nearest(asked: int | None, own: int) -> int:

@@ -1,5 +1,6 @@
 """Files, key names and the network: from a source's name to modules that hold its weights."""
 
+from .build import build_clip, build_controlnet, build_mmdit, build_t5, build_vae
 from .errors import (
     CheckpointError,
     FileFormatError,
@@ -14,19 +15,7 @@ from .errors import (
     UnknownRevisionError,
     ValuesError,
 )
-from .load import (
-    build_clip,
-    build_controlnet,
-    build_mmdit,
-    build_t5,
-    build_vae,
-    load_clip,
-    load_controlnet,
-    load_mmdit,
-    load_t5,
-    load_textenc,
-    load_vae,
-)
+from .load import load_clip, load_controlnet, load_mmdit, load_t5, load_textenc, load_vae
 from .report import ComponentReport, Report, inspect
 from .source import Source, resolve
 from .values import nonfinite

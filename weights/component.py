@@ -9,27 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import FileFormatError
 from .file import DTYPES, MappedFile, TensorInfo
-from .folder import Folder, Nowhere, read_json
+from .folder import Nowhere, read_json
 from .keys import Recipe, to_ours
-from .parts import DIFFUSERS, PREFIXES, ignored, recognise, split_prefixes, which_clip
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The smallest thing that is read as a whole: a safetensors file, or an index with its shards."""
-
-    name: str  # the file, or the index, inside its folder
-    folder: Folder
-    infos: Mapping[str, TensorInfo]  # every key of the files, prefix included
-    files: Mapping[str, str]  # the same keys to the file that holds each
-
-    @property
-    def path_hint(self) -> str:
-        """The unit's path, for what its name may tell."""
-        whole = self.folder.name
-        return whole if whole.endswith(self.name) else f"{whole}/{self.name}"
+from .parts import DIFFUSERS, PREFIXES, ignored, split_prefixes, which_clip
+from .recognise import foreign_model, recognise
+from .unit import Unit
 
 
 @dataclass(frozen=True)
@@ -86,102 +71,42 @@ class Component:
         needed = {self.unit.files[source] for recipe in chosen.values() for source in recipe.sources}
         opened = {file: MappedFile(self.unit.folder.path(file)) for file in sorted(needed)}
         return {
-            name: recipe.tensor(lambda source: opened[self.unit.files[source]][source])
+            name: recipe.tensor(lambda source: opened[self.unit.files[source]][self.unit.stored[source]])
             for name, recipe in chosen.items()
         }
-
-
-def units_of(folder: Folder, directory: str, files: list[str] | None = None) -> list[Unit]:
-    """The units in a directory of a folder: indices with their shards, and files that no index names.
-
-    Where a unit exists plain and as a variant (`model.fp16.safetensors`), only the plain one counts.
-
-    Args:
-        folder: where.
-        directory: "" for the folder itself.
-        files: of the folder's, look at these only; None means all.
-    """
-    here = [file for file in files or folder.files() if str(PurePosixPath(file).parent) == (directory or ".")]
-    names = [file for file in here if _is_index(file)]
-    shards = {shard for name in names for shard in _weight_map(folder, name).values()}
-    names += [file for file in here if file.endswith(".safetensors") and file not in shards]
-    stems = {PurePosixPath(name).name.split(".")[0] for name in names if not _is_variant(name)}
-    return [
-        read_unit(folder, name)
-        for name in names
-        if not (_is_variant(name) and PurePosixPath(name).name.split(".")[0] in stems)
-    ]
-
-
-def read_unit(folder: Folder, name: str) -> Unit:
-    """Read the headers of one unit.
-
-    Raises:
-        FileFormatError: a file is damaged, a shard is missing, or the index and the shards disagree.
-    """
-    if not _is_index(name):
-        tensors = folder.header(name).tensors
-        return Unit(name, folder, tensors, dict.fromkeys(tensors, name))
-    weight_map = _weight_map(folder, name)
-    absent = sorted(set(weight_map.values()) - set(folder.files()))
-    if absent:
-        raise FileFormatError(f"{folder.name}: {name} names files that are not there: {', '.join(absent)}")
-    infos: dict[str, TensorInfo] = {}
-    for shard in sorted(set(weight_map.values())):
-        header = folder.header(shard).tensors
-        named = {key for key, file in weight_map.items() if file == shard}
-        if named != set(header):
-            wrong = sorted(named ^ set(header))
-            raise FileFormatError(
-                f"{folder.name}: {name} and {shard} disagree about {len(wrong)} tensors, among them "
-                f"{wrong[0]}: they are of different downloads, fetch both again"
-            )
-        infos |= header
-    return Unit(name, folder, infos, weight_map)
-
-
-def _is_index(name: str) -> bool:
-    """Whether a file is the index of a sharded checkpoint, plain or of a variant."""
-    return name.endswith(".json") and ".safetensors.index." in name
-
-
-def _is_variant(name: str) -> bool:
-    """Whether a file repeats another in another precision, by the naming of diffusers."""
-    stem = PurePosixPath(name).name
-    return stem.startswith(("model.", "diffusion_pytorch_model.")) and any(
-        f".{word}." in stem or f".{word}-" in stem for word in ("fp16", "bf16", "fp32", "non_ema")
-    )
-
-
-def _weight_map(folder: Folder, name: str) -> dict[str, str]:
-    """Key to shard, as an index has it, with the shard's path inside the folder."""
-    weight_map = read_json(folder, name).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise FileFormatError(f"{folder.name}: {name} has no weight_map of names: fetch it again")
-    parent = PurePosixPath(name).parent
-    return {key: (parent / file).as_posix() for key, file in weight_map.items()}
 
 
 def components_of(unit: Unit) -> tuple[list[Component], list[str]]:
     """Find the parts that a unit holds.
 
     Returns:
-        The parts, and the keys of a unit that holds none.
+        The parts, and the keys of a unit that holds none: of another model, or of an adapter.
     """
+    if foreign_model(unit.infos) is not None:
+        return [], list(unit.infos)
     groups = split_prefixes(unit.infos)
     bare = groups.pop("", [])
-    found = [_component(unit, PREFIXES[prefix], prefix, names) for prefix, names in groups.items()]
+    found = [
+        _component(unit, PREFIXES[prefix], prefix, names)
+        for prefix, names in groups.items()
+        if _belongs(PREFIXES[prefix], recognise(name.removeprefix(prefix) for name in names))
+    ]
     if found:
         # Keys outside the official prefixes belong to no part: nothing of such a file is loaded in silence.
         return [replace(one, left_over=(*one.left_over, *bare)) for one in found], []
     part = recognise(bare)
     if part is None:
-        return [], bare
+        return [], list(unit.infos)
     if part == "clip":
         shapes = {name: unit.infos[name].shape for name in bare}
         part, decided = which_clip(unit.path_hint, _config(unit), shapes)
         return [replace(_component(unit, part, "", bare), decided=decided)], []
     return [_component(unit, part, "", bare)], []
+
+
+def _belongs(part: str, recognised: str | None) -> bool:
+    """Whether keys that were recognised are those of the part that their prefix announces."""
+    return recognised is not None and part.startswith(recognised)
 
 
 def component_in(unit: Unit, part: str) -> Component:
@@ -219,7 +144,7 @@ def described(
         else:
             infos[name] = TensorInfo(tuple(tensor), "F32")
             devices.append(torch.device("meta"))
-    unit = Unit("these tensors", Nowhere(), infos, dict.fromkeys(infos, ""))
+    unit = Unit.of("these tensors", Nowhere(), infos, dict.fromkeys(infos, ""))
     meta = torch.device("meta")
     return component_in(unit, part), meta if meta in devices else devices[-1]
 

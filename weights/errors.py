@@ -14,7 +14,15 @@ class SourceError(CheckpointError):
 
 
 class MissingComponent(CheckpointError):
-    """A source is readable but lacks the part that was asked for."""
+    """A source is readable but lacks the part that was asked for.
+
+    Attributes:
+        part: "mmdit", "vae", "clip_l", "clip_g", "t5" or "controlnet"; "tokenizers" for a tokenizer.
+    """
+
+    def __init__(self, message: str, part: str) -> None:
+        super().__init__(message)
+        self.part = part
 
 
 class FitError(CheckpointError):

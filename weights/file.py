@@ -32,7 +32,11 @@ DTYPES: Mapping[str, torch.dtype] = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
+    "C64": torch.complex64,
     "BOOL": torch.bool,
 }
 """The dtypes of the format that torch knows, in the format's spelling."""
@@ -52,6 +56,11 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], str], ...] = (
         (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
         "is a Python pickle: it can run code and is never opened here. "
         "Fetch the .safetensors version of this checkpoint",
+    ),
+    (
+        (b"\x00\x05\x16\x07",),
+        "holds what macOS keeps beside a file of this name without the `._`: it is not the weights, and may "
+        "be deleted",
     ),
     (
         (b"gguf",),
@@ -162,6 +171,8 @@ def parse_header(text: bytes, *, name: str, data_bytes: int) -> Header:
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             raise ValueError("its __metadata__ should hold texts by name")
         parsed = sorted((_entry(key, value) for key, value in entries.items()), key=lambda entry: entry[2])
+    except _UnsupportedDtype as error:
+        raise FileFormatError(f"{name}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{name} has a damaged header ({error}): fetch the file again") from None
     if not parsed:
@@ -183,11 +194,20 @@ def parse_header(text: bytes, *, name: str, data_bytes: int) -> Header:
     return Header({key: info for key, info, _ in parsed}, metadata)
 
 
+class _UnsupportedDtype(Exception):
+    """A dtype that the format has, or may have one day, and torch has not: the file is not damaged."""
+
+
+def unsupported_dtype(key: str, dtype: object) -> str:
+    """Say that a tensor's dtype is not supported, and what to fetch."""
+    return f"{key} has the dtype {dtype!r}, which is not supported: fetch F32, F16, BF16 or F8_E4M3"
+
+
 def _entry(key: str, value: dict[str, Any]) -> tuple[str, TensorInfo, tuple[int, int]]:
     """Check one header entry: known dtype, sizes that are counts, a byte range of the right length."""
     dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     if dtype not in DTYPES:
-        raise ValueError(f"{key} has the dtype {dtype!r}, which is not supported")
+        raise _UnsupportedDtype(unsupported_dtype(key, dtype))
     if not all(isinstance(size, int) and size >= 0 for size in (*shape, begin, end)):
         raise ValueError(f"{key} has sizes that are no counts")
     info = TensorInfo(shape, dtype)

@@ -42,7 +42,8 @@ class LocalFolder:
         """Files in the folder and in its direct subfolders: no layout is deeper."""
         try:
             found = [*self.root.glob("*"), *self.root.glob("*/*")]
-            return sorted(path.relative_to(self.root).as_posix() for path in found if path.is_file())
+            names = [path.relative_to(self.root).as_posix() for path in found if path.is_file()]
+            return sorted(name for name in names if not is_hidden(name))
         except OSError as error:
             raise SourceError(f"{self.root} cannot be listed: {error.strerror or error}") from error
 
@@ -57,6 +58,15 @@ class LocalFolder:
     def is_here(self, file: str) -> bool:
         """True: nothing is remote."""
         return True
+
+    def broken_links(self) -> list[str]:
+        """Links to weights that are not there, as a download that was interrupted leaves them."""
+        found = [*self.root.glob("*.safetensors"), *self.root.glob("*/*.safetensors")]
+        return sorted(
+            path.relative_to(self.root).as_posix()
+            for path in found
+            if path.is_symlink() and not path.exists()
+        )
 
 
 class SingleFile(LocalFolder):
@@ -91,6 +101,11 @@ class Nowhere:
     def is_here(self, file: str) -> bool:
         """Never."""
         return False
+
+
+def is_hidden(file: str) -> bool:
+    """Whether a name begins with a dot: what an operating system or an editor left is not looked at."""
+    return any(part.startswith(".") for part in file.split("/"))
 
 
 def read_json(folder: Folder, file: str) -> dict[str, Any]:

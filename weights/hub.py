@@ -24,8 +24,8 @@ from .errors import (
     UnknownRepoError,
     UnknownRevisionError,
 )
-from .file import DTYPES, Header, TensorInfo, read_header
-from .folder import Folder, LocalFolder
+from .file import DTYPES, Header, TensorInfo, read_header, unsupported_dtype
+from .folder import Folder, LocalFolder, is_hidden
 
 _NAME = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.safetensors))?(?:@(?P<revision>[\w./-]+))?"
@@ -80,9 +80,9 @@ class Repository:
             remote = huggingface_hub.HfApi().parse_safetensors_file_metadata(
                 self._hub_name.repo, file, revision=self._commit
             )
-        unknown = {info.dtype for info in remote.tensors.values()} - set(DTYPES)
-        if unknown:
-            raise FileFormatError(f"{self.name}/{file} has tensors of dtype {', '.join(sorted(unknown))}")
+        for key, info in remote.tensors.items():
+            if info.dtype not in DTYPES:
+                raise FileFormatError(f"{self.name}/{file}: {unsupported_dtype(key, info.dtype)}")
         tensors = {key: TensorInfo(tuple(info.shape), info.dtype) for key, info in remote.tensors.items()}
         return Header(tensors, remote.metadata)
 
@@ -153,7 +153,8 @@ def open_repository(name: HubName) -> Folder:
             info = huggingface_hub.HfApi().model_info(name.repo, revision=name.revision)
     except OfflineError as offline:
         return _cached_snapshot(name, offline)
-    files = sorted(sibling.rfilename for sibling in info.siblings or ())
+    names = sorted(sibling.rfilename for sibling in info.siblings or ())
+    files = [file for file in names if not is_hidden(file)]
     return Repository(name, info.sha or name.revision, files)
 
 

@@ -9,7 +9,7 @@ one pairs two templates:
     *           weight or bias
     q|k|v       three tensors on their side, concatenated along axis 0 on ours
 
-and may name what happens to the values on the way:
+and may name what is done to the values:
 
     swap        the two halves along axis 0 change places
     conv        a 1x1 convolution (C, C, 1, 1) of ours is a linear layer (C, C) of theirs

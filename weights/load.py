@@ -2,30 +2,26 @@
 
 The module is built on the meta device, where it costs nothing, and takes over tensors that are
 mapped from the file: nothing is read before it is used, and there is no second copy unless the
-device or the dtype asks for one. This is the one file of the package that knows the networks.
+device or the dtype asks for one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mmdit import ControlNet, ControlNetConfig, MMDiT, MMDiTConfig, position_table
-from textenc import CLIP, T5, CLIPConfig, CLIPTokenizer, T5Config, T5Tokenizer, TextEncoder, Widths
-from vae import VAE, VAEConfig
+from mmdit import ControlNet, MMDiT
+from textenc import CLIP, T5, CLIPTokenizer, T5Tokenizer, TextEncoder, Widths
+from vae import VAE
 
-from .component import Component, described
-from .errors import FitError, SourceError
-from .fill import Device, Uninitialised, fill
-from .fit import require_fit
-from .parts import PARTS
+from .build import build_component, check_fit
+from .component import Component
+from .errors import SourceError
+from .load_into import Device, load_into
 from .source import Source, resolve
-
-Tensors = Mapping[str, Tensor] | Mapping[str, Sequence[int]]
 
 
 def load_mmdit(source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None) -> MMDiT:
@@ -118,29 +114,21 @@ def load_textenc(
             not there and says what to fetch. What headers can tell of any is told before one is loaded.
     """
     asked = {"clip_l": clip_l, "clip_g": clip_g, "t5": t5}
-    here = [part for part, where in asked.items() if where is True]
-    main = resolve(source, here)
-    vocabularies = main if tokenizers is None else resolve(tokenizers, ())
-    found: dict[str, Component] = {}
-    for part, where in asked.items():
-        if where is not False:
-            found[part] = (main if where is True else resolve(where, [part])).component(part)
-    # Headers and tokenizers come first: they are quick to read, and a bad one should not cost a download.
-    for component in found.values():
-        check_fit(component)
-    read = {part: _tokenizer(part, vocabularies) for part in found}
-    dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(found, dtype)
-    loaders = {part: Loader(found[part], device, dtypes.get(part) or found[part].dtype) for part in found}
-    encoders: dict[str, Any] = loaders if one_by_one else {part: load() for part, load in loaders.items()}
-    return TextEncoder(
-        clip_l=encoders.get("clip_l"),
-        clip_g=encoders.get("clip_g"),
-        t5=encoders.get("t5"),
-        tokenizer_l=read.get("clip_l"),
-        tokenizer_g=read.get("clip_g"),
-        tokenizer_t5=read.get("t5"),
-        widths=Widths() if len(found) == len(asked) else _widths(source, found),
-    )
+    main = resolve(source, [part for part, where in asked.items() if where is True])
+    places = {
+        part: main if where is True else resolve(where, [part])
+        for part, where in asked.items()
+        if where is not False
+    }
+    components = {part: place.component(part) for part, place in places.items()}
+    modules = {part: check_fit(component) for part, component in components.items()}
+    where = [main, *places.values()] if tokenizers is None else [resolve(tokenizers, ())]
+    read = {part: read_tokenizer(part, where) for part in components}
+    left_out = asked.keys() - components.keys()  # what the source says of their widths still counts
+    rest = resolve(source, ["mmdit", *sorted(left_out)]).components if left_out else {}
+    widths = widths_of({**rest, **components})
+    dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(components, dtype)
+    return join_textenc(components, modules, read, widths, device, dtypes, one_by_one=one_by_one)
 
 
 @dataclass(frozen=True)
@@ -156,161 +144,94 @@ class Loader:
         return load_component(self.component, self.device, self.dtype)
 
 
-def position_difference(component: Component) -> tuple[float, int]:
-    """Compare the position table that an MM-DiT's file stores with the one that is computed.
-
-    A regular grid of 16 to 31 positions a side is compared, because a table over the same range with
-    k times fewer steps has every k-th position of the full one.
+def join_textenc(
+    components: Mapping[str, Component],
+    modules: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, Any],
+    widths: Widths,
+    device: Device,
+    dtypes: Mapping[str, torch.dtype | None],
+    *,
+    one_by_one: bool,
+) -> TextEncoder:
+    """Load encoders that were found and join them with their tokenizers.
 
     Args:
-        component: an MM-DiT that fits its module.
-
-    Returns:
-        The largest absolute difference, and the base size (64 as in the released models, or the table's
-        own side) of the formula that it is the difference from: the one that fits better.
+        components: the encoders, by part; one that is not here is left out.
+        modules: what `check_fit` gave for each.
+        tokenizers: what `read_tokenizer` gave for each.
+        widths: of all three, see `widths_of`.
+        device: where the weights go.
+        dtypes: part to what it is cast to; None, or no entry, keeps what its file holds.
+        one_by_one: load each encoder when a prompt is encoded, and free it before the next.
     """
-    (stored,) = component.tensors(("pos_embed",)).values()
-    size, dim = isqrt(stored.shape[1]), stored.shape[2]
-    step = max(step for step in range(1, max(2, size // 16 + 1)) if size % step == 0)
-    grid = stored.view(size, size, dim)[::step, ::step].double()
-    differences = {}
-    for base_size in (64, size):
-        computed = position_table(dim, size // step, base_size=base_size).view_as(grid)
-        differences[base_size] = float((grid - computed).abs().max())
-    base_size = min(differences, key=differences.__getitem__)
-    return differences[base_size], base_size
+    encoders: dict[str, Any] = {}
+    for part, component in components.items():
+        dtype = dtypes.get(part) or component.dtype
+        if one_by_one:
+            encoders[part] = Loader(component, device, dtype)
+        else:
+            encoders[part] = load_component(component, device, dtype, modules[part])
+    return TextEncoder(
+        clip_l=encoders.get("clip_l"),
+        clip_g=encoders.get("clip_g"),
+        t5=encoders.get("t5"),
+        tokenizer_l=tokenizers.get("clip_l"),
+        tokenizer_g=tokenizers.get("clip_g"),
+        tokenizer_t5=tokenizers.get("t5"),
+        widths=widths,
+    )
 
 
-def _tokenizer(part: str, source: Source) -> Any:
-    """Read the tokenizer of one encoder."""
+def read_tokenizer(part: str, sources: Sequence[Source]) -> CLIPTokenizer | T5Tokenizer:
+    """Read the tokenizer of one encoder from the first source that has it.
+
+    Raises:
+        MissingComponent: none has it; the message says which small files to fetch.
+    """
+    folder = next((one for one in sources if part in one.tokenizers), sources[0]).tokenizer(part)
     if part == "t5":
-        return T5Tokenizer.load(source.tokenizer(part))
-    return CLIPTokenizer.load(source.tokenizer(part), pad_with_end=part == "clip_l")
+        return T5Tokenizer.load(folder)
+    return CLIPTokenizer.load(folder, pad_with_end=part == "clip_l")
 
 
-def _widths(source: str | Path, found: Mapping[str, Component]) -> Widths:
-    """How wide the encoders that were left out would be: what the source itself says, else SD3's widths."""
-    keys = {
+def widths_of(components: Mapping[str, Component]) -> Widths:
+    """How wide each text encoder is, or would be: by its own tensors, else by the MM-DiT's, else as SD3's."""
+    norms = {
         "clip_l": "text_model.final_layer_norm.weight",
         "clip_g": "text_model.final_layer_norm.weight",
         "t5": "encoder.final_layer_norm.weight",
     }
-    known = {part: component.shapes()[keys[part]][0] for part, component in found.items()}
-    rest = resolve(source, ["mmdit", *(part for part in keys if part not in known)]).components
-    known |= {part: rest[part].shapes()[keys[part]][0] for part in keys if part in rest}
-    if "mmdit" in rest:
-        known.setdefault("t5", rest["mmdit"].shapes()["context_embedder.weight"][1])
+    known = {part: components[part].shapes()[norm][0] for part, norm in norms.items() if part in components}
+    if "mmdit" in components:
+        shapes = components["mmdit"].shapes()
+        known.setdefault("t5", shapes["context_embedder.weight"][1])
+        pooled = shapes["y_embedder.mlp.0.weight"][1]
+        known.setdefault("clip_l", pooled - known["clip_g"] if "clip_g" in known else min(768, pooled // 2))
+        known.setdefault("clip_g", pooled - known["clip_l"])
     names = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "context"}
     return Widths(**{names[part]: width for part, width in known.items()})
 
 
 def load_component(
-    component: Component, device: Device = "cpu", dtype: torch.dtype | None = None
+    component: Component,
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+    module: nn.Module | None = None,
 ) -> nn.Module:
-    """Load one part that `resolve` found: build, check, and only then fill.
+    """Load one part that `resolve` found: build, check, and only then load.
+
+    Args:
+        component: the part.
+        device: where the weights go.
+        dtype: cast to this; None keeps what the file holds.
+        module: the empty module that `check_fit` built for it. It is taken over, once: the next load builds
+            another.
 
     Raises:
         CheckpointError: as `load_mmdit`.
     """
-    module = build_component(component)
-    fill(module, component, device, dtype)
+    if module is None or not all(tensor.is_meta for tensor in module.state_dict().values()):
+        module = build_component(component)
+    load_into(module, component, device, dtype)
     return module
-
-
-def check_fit(component: Component) -> nn.Module:
-    """See, by its header alone, that a part that `resolve` found is whole.
-
-    Returns:
-        The empty module that it fits, on the meta device.
-
-    Raises:
-        FitError: it does not fit.
-    """
-    module = build_component(component)
-    require_fit(component, module)
-    return module
-
-
-def build_component(component: Component) -> nn.Module:
-    """Build the empty module of a component's sizes, on the meta device.
-
-    Raises:
-        FitError: the sizes cannot be told, because a tensor that decides one is missing or misshapen.
-    """
-    try:
-        with torch.device("meta"), Uninitialised():
-            return _MODULES[component.part](component)
-    except ValueError as error:
-        raise FitError(
-            f"{component.where or 'this'} holds no whole {PARTS[component.part]}: {error}"
-        ) from error
-
-
-def _clip(component: Component) -> CLIP:
-    """Build a CLIP encoder; what no shape tells is config.json's word, or else the part's custom."""
-    custom = "quick_gelu" if component.part == "clip_l" else "gelu"
-    config = CLIPConfig.from_shapes(
-        component.shapes(),
-        activation=component.config.get("hidden_act", custom),
-        num_heads=component.config.get("num_attention_heads"),
-    )
-    return CLIP(config)
-
-
-_MODULES: Mapping[str, Callable[[Component], nn.Module]] = {
-    "mmdit": lambda component: MMDiT(MMDiTConfig.from_shapes(component.shapes())),
-    "vae": lambda component: VAE(VAEConfig.from_shapes(component.shapes())),
-    "clip_l": _clip,
-    "clip_g": _clip,
-    "t5": lambda component: T5(T5Config.from_shapes(component.shapes())),
-    "controlnet": lambda component: ControlNet(ControlNetConfig.from_shapes(component.shapes())),
-}
-
-
-def build_mmdit(tensors: Tensors) -> MMDiT:
-    """Build the MM-DiT that fits these tensors, with weights that are not set.
-
-    Args:
-        tensors: name to tensor, or to shape. The names may have the official prefix or none, and
-            may be those of diffusers; other parts' tensors are passed over.
-
-    Returns:
-        A module on the tensors' device and in their dtype, or on the meta device where they are there,
-        where only shapes were given, and under `torch.device("meta")`.
-
-    Raises:
-        FitError: the sizes cannot be told from them.
-    """
-    return cast(MMDiT, _build("mmdit", tensors))
-
-
-def build_vae(tensors: Tensors) -> VAE:
-    """Build the autoencoder that fits these tensors; as `build_mmdit`."""
-    return cast(VAE, _build("vae", tensors))
-
-
-def build_controlnet(tensors: Tensors) -> ControlNet:
-    """Build the ControlNet that fits these tensors; as `build_mmdit`."""
-    return cast(ControlNet, _build("controlnet", tensors))
-
-
-def build_t5(tensors: Tensors) -> T5:
-    """Build the T5 encoder that fits these tensors; as `build_mmdit`."""
-    return cast(T5, _build("t5", tensors))
-
-
-def build_clip(tensors: Tensors, *, part: str | None = None) -> CLIP:
-    """Build the CLIP text encoder that fits these tensors; as `build_mmdit`.
-
-    Args:
-        tensors: as in `build_mmdit`.
-        part: "clip_l" or "clip_g"; None tells them apart by width, then by the projection.
-    """
-    return cast(CLIP, _build(part or "clip", tensors))
-
-
-def _build(part: str, tensors: Tensors) -> nn.Module:
-    """Describe tensors as a component, and build for it."""
-    component, device = described(part, tensors)
-    module = build_component(component).to(component.dtype)
-    return module if device.type == "meta" else module.to_empty(device=device)

@@ -1,4 +1,4 @@
-"""The six parts a model is made of: how each is told by its keys, and which keys are nobody's.
+"""The six parts a model is made of, what stands before their keys, and which keys no part uses.
 
 A part goes by one name everywhere: mmdit, vae, clip_l, clip_g, t5, controlnet.
 """
@@ -37,14 +37,6 @@ DIFFUSERS: Mapping[str, tuple[re.Pattern[str], Layout]] = {
 }
 """The parts that diffusers stores under other keys: what tells its layout, and the table."""
 
-_BARE = (
-    (re.compile(r"controlnet_blocks\."), "controlnet"),
-    (re.compile(r"joint_blocks\.|transformer_blocks\."), "mmdit"),
-    (re.compile(r"(encoder|decoder)\.(down|up|mid)(_blocks?)?\."), "vae"),
-    (re.compile(r"text_model\."), "clip"),
-    (re.compile(r"encoder\.block\.\d+\.layer\."), "t5"),
-)
-
 IGNORED: Mapping[str, re.Pattern[str]] = {
     # What training left behind in any file, and what is computed rather than stored.
     "": re.compile(r"loss\..*|(.*\.)?(logit_scale|position_ids|model_sampling\.sigmas)"),
@@ -53,18 +45,18 @@ IGNORED: Mapping[str, re.Pattern[str]] = {
     # SD3 does not project CLIP-L, whatever a file holds.
     "clip_l": re.compile(r"text_projection\.weight"),
 }
-"""Keys that are read past, by part; under "" those of any part."""
+"""Keys that are left out, by part; under "" those of any part."""
 
 
 def ignored(part: str, name: str) -> bool:
-    """Whether a key (without prefix) is known to be of no use to a part."""
+    """Whether a key (without prefix) is known to be unused by a part."""
     return any(IGNORED[key].fullmatch(name) is not None for key in ("", part) if key in IGNORED)
 
 
 def split_prefixes(names: Iterable[str]) -> dict[str, list[str]]:
     """Sort the keys of a file by official prefix; what has none comes under "".
 
-    Keys that no part wants (`IGNORED`) are left out.
+    Keys that no part uses (`IGNORED`) are left out.
     """
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -72,12 +64,6 @@ def split_prefixes(names: Iterable[str]) -> dict[str, list[str]]:
         if prefix or not ignored("", name):
             groups.setdefault(prefix, []).append(name)
     return groups
-
-
-def recognise(names: Iterable[str]) -> str | None:
-    """Tell which part keys without a prefix belong to: a part, "clip" for one of the two, or None."""
-    names = list(names)
-    return next((part for pattern, part in _BARE if any(pattern.match(name) for name in names)), None)
 
 
 def which_clip(

@@ -1,21 +1,19 @@
 """What a source holds and lacks, for people and for programs."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from .build import build_component
+from .checks import Check, checks_of, misfits_of
+from .compare import Misfit, table
 from .component import Component
-from .errors import FitError, ValuesError
-from .file import DTYPES
-from .fill import projection_distance
-from .fit import Misfit, compare, table
-from .load import build_component, position_difference
-from .source import FETCH, TINY, TOKENIZERS, Source, resolve
-from .values import check_finite
+from .fetch import what_to_fetch
+from .load_into import projection_distance
+from .recognise import named
+from .source import TINY, TOKENIZERS, Source, resolve
 from .variants import describe
 
 NEEDED = ("mmdit", "vae", "clip_l", "clip_g", "t5")
@@ -37,12 +35,13 @@ class ComponentReport:
     bytes: int
     dtypes: Mapping[str, int]  # dtype, in the file's spelling, to parameters
     misfits: tuple[Misfit, ...] = ()  # what is missing, left over, misshapen
+    checks: tuple[Check, ...] = ()  # of the values, where the part fits and is on this machine
     notes: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
         """Whether it would load."""
-        return not self.misfits
+        return not self.misfits and all(check.passed is not False for check in self.checks)
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,10 @@ class Report:
         for part in parts:
             if part.misfits:
                 lines += ["", f"{part.part} does not fit", table(part.misfits)]
-        others = [(file, f"{len(names)} tensors, {names[0]}, ...") for file, names in self.stray.items()]
+        others = [(file, named(names)) for file, names in self.stray.items()]
         lines += _section("files that hold no part", others)
+        checked = [(part.part, check.name, _told(check)) for part in parts for check in part.checks]
+        lines += _section("checked", checked)
         lines += _section("notes", [(part.part, note) for part in parts for note in part.notes])
         return "\n".join(lines)
 
@@ -83,11 +84,12 @@ class Report:
 def inspect(source: str | Path, *, values: bool = False) -> Report:
     """Find out what a source holds, and what it lacks for a whole text-to-image model.
 
-    Only headers are read, on the Hub too, and a sample of the stored position table.
+    On the Hub only headers are read. Of files on this machine as many weights are read as loading looks at,
+    so that the report says what loading would refuse.
 
     Args:
         source: as in `load_mmdit`.
-        values: also read every weight that is on this machine, and report NaN and infinities.
+        values: read every weight that is on this machine.
 
     Raises:
         CheckpointError: there is nothing to report on: no such source, or a file that cannot be read.
@@ -99,9 +101,9 @@ def inspect(source: str | Path, *, values: bool = False) -> Report:
 
 def _missing(found: Source) -> dict[str, str]:
     """What a whole model needs beyond this source, with what to fetch."""
-    missing = {part: FETCH[part] for part in NEEDED if part not in found.components}
-    folders = [places[0] for part, places in TOKENIZERS.items() if part not in found.tokenizers]
-    return missing | {folder: FETCH[folder] for folder in folders}
+    missing = [part for part in NEEDED if part not in found.components]
+    missing += [places[0] for part, places in TOKENIZERS.items() if part not in found.tokenizers]
+    return {name: what_to_fetch(name, found.components) for name in missing}
 
 
 def _report(component: Component, *, values: bool) -> ComponentReport:
@@ -110,13 +112,10 @@ def _report(component: Component, *, values: bool) -> ComponentReport:
     dtypes: Counter[str] = Counter()
     for info in sources:
         dtypes[info.dtype] += info.parameters
-    try:
-        module = build_component(component)
-    except FitError as error:
-        variant, decided, misfits = "unknown", component.decided, (Misfit("no sizes", str(error)),)
-    else:
-        variant, decided = describe(component, module)
-        misfits = tuple(compare(component, module))
+    misfits = misfits_of(component)
+    variant, decided = "unknown", component.decided
+    if not misfits:
+        variant, decided = describe(component, build_component(component))
     if component.unit.folder.name == "tiny" and TINY.is_dir():
         variant = "tiny"
     return ComponentReport(
@@ -131,40 +130,40 @@ def _report(component: Component, *, values: bool) -> ComponentReport:
         bytes=sum(info.nbytes for info in sources),
         dtypes=dict(dtypes.most_common()),
         misfits=misfits,
-        notes=tuple(_notes(component, values=values)) if not misfits else (),
+        checks=tuple(_checks(component, values=values)) if not misfits else (),
+        notes=tuple(_notes(component)),
     )
 
 
-def _notes(component: Component, *, values: bool) -> list[str]:
-    """What the values of a complete part tell, where its files are on this machine."""
-    if not all(component.unit.folder.is_here(file) for file in component.files):
-        return ["not downloaded yet: read from the headers alone"]
-    notes = []
-    if component.part == "mmdit":
-        notes.append(_position_note(component))
+def _checks(component: Component, *, values: bool) -> Iterator[Check]:
+    """What the values of a part tell that fits, where its files are on this machine."""
+    if _is_here(component):
+        yield from checks_of(component, whole=values)
+
+
+def _is_here(component: Component) -> bool:
+    return all(component.unit.folder.is_here(file) for file in component.files)
+
+
+def _notes(component: Component) -> Iterator[str]:
+    """What else is worth telling of a part."""
+    if component.unit.wrappers:
+        wrappers = ", ".join(component.unit.wrappers)
+        yield f"its keys are wrapped in {wrappers}, as trainers save them, which is taken off"
+    if not _is_here(component):
+        yield "not downloaded yet: read from the headers alone"
+        return
     distance = projection_distance(component)
     if distance is not None:
         same = "is the identity" if distance == 0 else f"differs from the identity by {distance:.3g}"
-        notes.append(f"text_projection {same}; it is not used, since SD3 does not project CLIP-L")
+        yield f"text_projection {same}; it is not used, since SD3 does not project CLIP-L"
     if any(info.dtype == "F8_E4M3" for info in component.sources.values()):
-        notes.append("stored in fp8 without scales: loads as bfloat16 unless another dtype is asked for")
-    if values:
-        try:
-            check_finite(component.tensors(), name=component.where, whole=True)
-            notes.append("every weight is finite")
-        except ValuesError as error:
-            notes.append(str(error))
-    return notes
+        yield "stored in fp8 without scales: loads as bfloat16 unless another dtype is asked for"
 
 
-def _position_note(component: Component) -> str:
-    """How the stored position table compares with the computed one."""
-    difference, base_size = position_difference(component)
-    dtype = DTYPES[component.unit.infos[component.recipes["pos_embed"].sources[0]].dtype]
-    formula = f"the sin-cos formula with base {base_size}"
-    if difference <= torch.finfo(dtype).eps:
-        return f"the stored position table is {formula} (to {difference:.2g}, its rounding)"
-    return f"the stored position table differs from {formula} by {difference:.3g}; the stored one is used"
+def _told(check: Check) -> str:
+    """A check's result, marked where it failed."""
+    return check.result if check.passed is not False else f"FAILED: {check.result}"
 
 
 def _row(part: ComponentReport) -> tuple[str, ...]:

@@ -4,12 +4,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from .component import Component, components_of, units_of
+from .component import Component, components_of
 from .errors import MissingComponent, SourceError
+from .fetch import PUBLIC_VOCABULARIES, what_to_fetch
 from .file import read_header
 from .folder import Folder, LocalFolder, SingleFile
 from .hub import HubFile, HubName, open_repository
 from .parts import PARTS
+from .recognise import described_strays
+from .unit import units_of
 
 TINY = Path(__file__).parent / "tiny"
 """The embedded model, in the layout of an official folder."""
@@ -39,20 +42,12 @@ TOKENIZERS: Mapping[str, tuple[str, ...]] = {
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "spiece.model")
 """What a tokenizer is read from."""
 
-FETCH: Mapping[str, str] = {
-    "mmdit": "sd3.5_medium.safetensors (or the folder transformer/)",
-    "vae": "sd3.5_medium.safetensors, which holds it too (or the folder vae/)",
-    "clip_l": "text_encoders/clip_l.safetensors (or the folder text_encoder/)",
-    "clip_g": "text_encoders/clip_g.safetensors (or the folder text_encoder_2/)",
-    "t5": "text_encoders/t5xxl_fp16.safetensors, 9.8 GB, or t5xxl_fp8_e4m3fn.safetensors, 4.9 GB "
-    "(or the folder text_encoder_3/)",
-    "controlnet": "sd3.5_large_controlnet_canny.safetensors, _depth or _blur, "
-    "from stabilityai/stable-diffusion-3.5-controlnets",
-    "tokenizer": "the folder tokenizer/ (vocab.json and merges.txt)",
-    "tokenizer_2": "the folder tokenizer_2/ (vocab.json and merges.txt)",
-    "tokenizer_3": "the folder tokenizer_3/ (tokenizer.json or spiece.model)",
+LOOSE: Mapping[str, frozenset[str]] = {
+    "clip_l": frozenset({"vocab.json", "merges.txt"}),
+    "clip_g": frozenset({"vocab.json", "merges.txt"}),
+    "t5": frozenset({"spiece.model"}),
 }
-"""What to fetch for a missing part, from stabilityai/stable-diffusion-3.5-medium unless said otherwise."""
+"""What tells an encoder's tokenizer in the folder itself: the files that only its kind has."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,8 @@ class Source:
     components: Mapping[str, Component]
     tokenizers: Mapping[str, str]  # encoder to the subfolder with its tokenizer
     stray: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # file without any part to its keys
-    also: tuple[str, ...] = ()  # parts that were seen on the way and not looked for
+    also: tuple[str, ...] = ()  # parts that are there and were not asked for
+    broken: tuple[str, ...] = ()  # links to weights that are not there
 
     def component(self, part: str) -> Component:
         """One part.
@@ -75,9 +71,11 @@ class Source:
         if part in self.components:
             return self.components[part]
         held = ", ".join(PARTS[other] for other in (*self.components, *self.also)) or "no part of a model"
+        others = "".join(f"; {one}" for one in (described_strays(self.stray), links(self.broken)) if one)
         raise MissingComponent(
-            f"{self.name} holds no {PARTS[part]} (found: {held}). To have one, fetch {FETCH[part]}, "
-            "or name another source for it"
+            f"{self.name} holds no {PARTS[part]} (found: {held}{others}). To have one, fetch "
+            f"{what_to_fetch(part, self.components)}, or name another source for it",
+            part,
         )
 
     def tokenizer(self, part: str) -> Path:
@@ -88,17 +86,19 @@ class Source:
         """
         if part not in self.tokenizers:
             raise MissingComponent(
-                f"{self.name} holds no tokenizer for {PARTS[part]}: a single weights file never does. "
-                f"Put {FETCH[TOKENIZERS[part][0]]} from stabilityai/stable-diffusion-3.5-medium beside the "
-                'weights and name the folder, or pass tokenizers="another source"'
+                f"{self.name} holds no tokenizer for {PARTS[part]}: a file of weights never does. Put "
+                f"{what_to_fetch(TOKENIZERS[part][0], self.components)} beside the weights and name that "
+                f"folder, or {PUBLIC_VOCABULARIES[part]} into a folder, and name that as the source "
+                "of the tokenizers",
+                "tokenizers",
             )
         directory = self.tokenizers[part]
-        paths = [self.folder.path(f"{directory}/{file}") for file in self._tokenizer_files(directory)]
+        paths = [self.folder.path(file) for file in self._tokenizer_files(directory)]
         return paths[0].parent
 
     def _tokenizer_files(self, directory: str) -> list[str]:
-        files = [PurePosixPath(file) for file in self.folder.files()]
-        return [path.name for path in files if str(path.parent) == directory and path.name in TOKENIZER_FILES]
+        paths = [PurePosixPath(file) for file in self.folder.files()]
+        return [str(path) for path in paths if str(path.parent) == directory and path.name in TOKENIZER_FILES]
 
 
 def resolve(source: str | Path, parts: Collection[str] | None = None) -> Source:
@@ -126,20 +126,26 @@ def resolve(source: str | Path, parts: Collection[str] | None = None) -> Source:
             if component is not None:
                 components[part] = component
                 break
-    present = {
-        str(PurePosixPath(file).parent)
-        for file in folder.files()
-        if PurePosixPath(file).name in TOKENIZER_FILES
-    }
-    tokenizers = {
-        part: next(place for place in places if place in present)
-        for part, places in TOKENIZERS.items()
-        if any(place in present for place in places)
-    }
+    tokenizers = _tokenizers(folder)
+    broken = tuple(folder.broken_links()) if isinstance(folder, LocalFolder) else ()
     if wanted and not scanner.parts_seen and not tokenizers:
-        raise SourceError(_no_model(folder, stray))
+        raise SourceError(_no_model(folder, stray, broken))
     also = tuple(part for part in PARTS if part in scanner.parts_seen and part not in components)
-    return Source(folder.name, folder, components, tokenizers, stray, also)
+    return Source(folder.name, folder, components, tokenizers, stray, also, broken)
+
+
+def _tokenizers(folder: Folder) -> dict[str, str]:
+    """Encoder to the subfolder with its tokenizer; "." where its files lie in the folder itself."""
+    files: dict[str, set[str]] = {}
+    for path in map(PurePosixPath, folder.files()):
+        if path.name in TOKENIZER_FILES:
+            files.setdefault(str(path.parent), set()).add(path.name)
+    found = {}
+    for part, places in TOKENIZERS.items():
+        loose = ["."] if LOOSE[part] <= files.get(".", set()) else []
+        if there := [place for place in places if place in files] + loose:
+            found[part] = there[0]
+    return found
 
 
 def open_source(source: str | Path) -> Folder:
@@ -148,7 +154,9 @@ def open_source(source: str | Path) -> Folder:
         return LocalFolder(TINY, name="tiny")
     path = Path(source).expanduser()
     if path.is_dir():
-        return LocalFolder(path)
+        return LocalFolder(snapshot_of(path), name=str(path))
+    if path.is_symlink() and not path.exists():
+        raise SourceError(f"{path} is a link to {path.readlink()}, which is not there: fetch the file again")
     if path.exists():
         return _open_file(path)
     hub_name = HubName.parse(source) if isinstance(source, str) else None
@@ -159,6 +167,25 @@ def open_source(source: str | Path) -> Folder:
         )
     repository = open_repository(hub_name)
     return repository if hub_name.file is None else HubFile(repository, hub_name.file)
+
+
+def snapshot_of(path: Path) -> Path:
+    """The files of a repository in the Hub's cache, where a folder is its root there; else the folder itself.
+
+    Raises:
+        SourceError: the cache has several revisions, and none is the main one.
+    """
+    if not (path.name.startswith("models--") and (path / "snapshots").is_dir()):
+        return path
+    revisions = sorted(one.name for one in (path / "snapshots").iterdir() if one.is_dir())
+    main = path / "refs" / "main"
+    commit = main.read_text().strip() if main.is_file() else ""
+    if commit not in revisions and len(revisions) != 1:
+        raise SourceError(
+            f"{path} is a repository in the Hub's cache, with the revisions {', '.join(revisions) or 'none'} "
+            f"and no main one: name {path}/snapshots/REVISION, or 'owner/name'"
+        )
+    return path / "snapshots" / (commit if commit in revisions else revisions[0])
 
 
 def _open_file(path: Path) -> Folder:
@@ -188,7 +215,7 @@ class _Scanner:
         A file of its own wins over one that holds more parts, and full precision over fp8.
 
         Raises:
-            SourceError: two files offer it with equal right.
+            SourceError: two files offer it, and nothing tells which is meant.
         """
         ranked = []
         for siblings in self._scan(directory):
@@ -217,13 +244,23 @@ class _Scanner:
         return self._found[directory]
 
 
-def _no_model(folder: Folder, stray: Mapping[str, tuple[str, ...]]) -> str:
+def links(broken: Collection[str]) -> str:
+    """Say that links are broken; nothing where there are none."""
+    if not broken:
+        return ""
+    several = len(broken) > 1
+    return (
+        f"{', '.join(broken)} {'are links to files that are' if several else 'is a link to a file that is'} "
+        f"not there: fetch {'them' if several else 'it'} again"
+    )
+
+
+def _no_model(folder: Folder, stray: Mapping[str, tuple[str, ...]], broken: Collection[str]) -> str:
     """Say that a source is no model, and what was found instead."""
-    for file, names in stray.items():
-        return (
-            f"{folder.name}: {file} holds no part of a Stable Diffusion 3 model, but {len(names)} other "
-            f"tensors, the first being {names[0]}. Another model's weights and LoRA files are not loaded here"
-        )
+    if stray:
+        return f"{folder.name} holds no part of a Stable Diffusion 3 model: {described_strays(stray)}"
+    if broken:
+        return f"{folder.name} is no model: {links(broken)}"
     files = folder.files()
     pickled = [file for file in files if file.endswith((".bin", ".ckpt", ".pt", ".pth"))]
     if pickled:
@@ -231,6 +268,10 @@ def _no_model(folder: Folder, stray: Mapping[str, tuple[str, ...]]) -> str:
             f"{folder.name} holds weights only as pickles ({', '.join(pickled[:3])}), which can run code and "
             "are never opened here: fetch the .safetensors version"
         )
+    cached = sorted(Path(folder.name).glob("models--*--*")) if isinstance(folder, LocalFolder) else []
+    if cached:
+        names = ", ".join(one.name.removeprefix("models--").replace("--", "/", 1) for one in cached[:6])
+        return f"{folder.name} is the Hub's cache, no model: name a repository of it ({names})"
     listed = f"it has {len(files)} other files" if files else "it is empty"
     return (
         f"{folder.name} is no model: no .safetensors file in it, nor in the subfolders "

@@ -30,21 +30,21 @@ def heat_picture(heat: Tensor, size: tuple[int, int], *, top: float | None = Non
     return Image.fromarray((255 * _coloured(_scaled(heat, size, top))).round().astype(np.uint8))
 
 
-def overlay(
-    picture: Image.Image, heat: Tensor, *, top: float | None = None, strength: float = 0.75
-) -> Image.Image:
+HIDDEN = 0.75
+"""How much of a picture the hottest place of an overlay hides, 0 to 1."""
+
+
+def overlay(picture: Image.Image, heat: Tensor) -> Image.Image:
     """A heat map over its picture: the hotter, the more of the map's colour; the rest fades to grey.
 
     Args:
         picture: of any size.
-        heat: (rows, columns), not negative.
-        top: as in `heat_picture`.
-        strength: how much of the picture the hottest place hides, 0 to 1.
+        heat: (rows, columns), not negative; the hottest place has the brightest colour.
     """
     grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32) / 255
     picture_share = 0.35 * np.asarray(picture.convert("RGB"), dtype=np.float32) / 255 + 0.65 * grey
-    level = _scaled(heat, picture.size, top)
-    weight = strength * level[..., None] ** 0.75
+    level = _scaled(heat, picture.size, None)
+    weight = HIDDEN * level[..., None] ** 0.75
     mixed = (1 - weight) * picture_share + weight * _coloured(level)
     return Image.fromarray((255 * mixed).round().clip(0, 255).astype(np.uint8))
 

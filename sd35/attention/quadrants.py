@@ -77,5 +77,7 @@ def add_rows(total: Tensor, rows: slice, probabilities: Tensor, part: str, grid:
     if query == "text":
         total[:, rows] += probabilities
     else:
-        share = 1 / squares.bincount()[squares[rows]]  # of each query in its square
+        share = (
+            squares.bincount().to(probabilities.dtype).reciprocal()[squares[rows]]
+        )  # of a query in its square
         total.index_add_(1, squares[rows], probabilities * share[:, None])

@@ -3,29 +3,27 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdit import MMDiT
 from textenc import Encoding
 
-from ..guided import Branch
+from ..evaluation import Branch
 from ..taps import BudgetError, TapError
+from ..taps.logits import has_logits
 from ..taps.match import near
 from ..taps.moment import Moment, Selection
-from ..taps.parts import Tap, find_taps
 from ..taps.sizes import size
-from ..taps.watch import check_watchable, watching
+from ..taps.watch import Call, check_watchable, watching_calls
 from .maps import AttentionMaps, Key, Total
 from .quadrants import ATTN2, PARTS, Grid, add_rows, part_shape
-from .softmax import CHUNK_BYTES, attention_rows
+from .softmax import CHUNK_BYTES, attention_rows, logit_rows
 
-GRID_TAP = "x_embedder.proj"  # the patches as a map: tells rows and columns
-JOINT_ROLES = ("x_block.attn.ln_q", "x_block.attn.ln_k", "context_block.attn.ln_q", "context_block.attn.ln_k")
-ATTN2_ROLES = ("x_block.attn2.ln_q", "x_block.attn2.ln_k")
 BUDGET = 2 * 2**30
 """Bytes that recording may take where the caller does not say."""
 WORKSPACE = 8 * CHUNK_BYTES
@@ -51,10 +49,11 @@ def attention_maps(
         maps.heatmap("circle")  # (rows, columns) of patches
 
     The model's own attention never holds its probabilities. Here they are computed again, in float32, a few
-    rows at a time, from the queries and keys that go into it, and added up: a map is the mean over all steps
-    and heads unless these are kept apart. For all 24 blocks of SD3.5-medium at 1024 x 1024, with a context of
-    333 tokens, the default parts take 0.2 GiB and all four quadrants 1.8 GiB; all with "attn2" and pool=2
-    take 0.2 GiB.
+    rows at a time, from the queries and keys that go into it, or from the logits that an outer `patch` put
+    there, and added up: a map is the mean over all steps and heads unless these are kept apart. What another
+    module in an attention's place does cannot be seen, and is refused. For all 24 blocks of SD3.5-medium at
+    1024 x 1024, with a context of 333 tokens, the default parts take 0.2 GiB and all four quadrants 1.8 GiB;
+    all with "attn2" and pool=2 take 0.2 GiB.
 
     Args:
         mmdit: the transformer.
@@ -73,8 +72,8 @@ def attention_maps(
         A context manager whose target fills up while the block runs.
 
     Raises:
-        TapError: a part, block, step or branch does not exist, or the model is compiled. At the end of the
-            block: nothing was recorded, or a step never came.
+        TapError: a part, block, step or branch does not exist, the model is compiled, or another module is in
+            an attention's place. At the end of the block: nothing was recorded, or a step never came.
         BudgetError: inside the block, before maps beyond the budget are made.
     """
     check_watchable(mmdit)
@@ -90,17 +89,12 @@ def attention_maps(
     depth = mmdit.config.depth
     chosen = list(range(depth)) if blocks is None else sorted(set(blocks))
     check_blocks(chosen, depth)
-    recorder = _Recorder(
-        tuple(parts),
-        frozenset(keep),
-        pool,
-        Selection(steps, branch),
-        encoding,
-        budget,
-        _roles(mmdit, parts, chosen),
-    )
-    if not recorder.roles:
+    attentions = _attentions(mmdit, parts, chosen)
+    if not attentions:
         raise TapError(f"there is nothing to record of {', '.join(parts) or 'no part'} in blocks {chosen}")
+    recorder = _Recorder(
+        tuple(parts), frozenset(keep), pool, Selection(steps, branch), encoding, budget, attentions
+    )
     return _recording(mmdit, recorder)
 
 
@@ -127,30 +121,64 @@ def nbytes_of(numbers: Mapping[str, int], grid: Grid, text: int, *, heads: int =
     return sum(number * heads * cells[part] * torch.float32.itemsize for part, number in numbers.items())
 
 
+class _Attention(NamedTuple):
+    """One attention that is recorded."""
+
+    path: str
+    module: nn.Module
+    block: int
+    joint: bool  # with the text, and not among image tokens alone
+
+
 @contextmanager
 def _recording(mmdit: MMDiT, recorder: "_Recorder") -> Iterator[AttentionMaps]:
-    taps = find_taps(mmdit)
-    with watching([taps[GRID_TAP], *(taps[name] for name in recorder.roles)], recorder.visit):
+    seen = {one.module: partial(recorder.visit, one) for one in recorder.attentions}
+    with watching_calls({mmdit.x_embedder.proj: recorder.begin, **seen}):
         yield recorder.maps
+    for one in recorder.attentions:
+        if _at(mmdit, one.path) is not one.module:
+            raise TapError(f"{one.path} was replaced inside the block: put it in its place before")
     recorder.selection.check_ran([])
     if not recorder.maps.totals:
         raise TapError("no attention was recorded: the transformer did not run for it inside the block")
 
 
-def _roles(mmdit: MMDiT, parts: Collection[str], blocks: list[int]) -> dict[str, tuple[int, str]]:
-    """The taps that are needed, by name: the block, and what the tensor is in its attention."""
-    dual = set(mmdit.config.dual_blocks) if ATTN2 in parts else set()
-    joint = set(blocks) if set(parts) - {ATTN2} else set()
-    return {
-        f"joint_blocks.{block}.{role}": (block, role)
-        for block in blocks
-        for role in (*(JOINT_ROLES if block in joint else ()), *(ATTN2_ROLES if block in dual else ()))
-    }
+def _attentions(mmdit: MMDiT, parts: Collection[str], blocks: list[int]) -> list[_Attention]:
+    """The attentions that parts are recorded of.
+
+    Raises:
+        TapError: another module is in the place of one of them, and cannot be looked into.
+    """
+    found = []
+    for block in blocks:
+        if set(parts) - {ATTN2}:
+            found.append((f"joint_blocks.{block}.attention", block, True))
+        if ATTN2 in parts and block in mmdit.config.dual_blocks:
+            found.append((f"joint_blocks.{block}.x_block.attn2.attention", block, False))
+    attentions = []
+    for path, block, joint in found:
+        module = _at(mmdit, path)
+        if module is None or not has_logits(module):
+            what = "something else" if module is None else f"a {type(module).__name__}"
+            raise TapError(
+                f"what {path} does cannot be recorded: {what} was put in its place. Leave its block out "
+                f"(blocks=...); or change the logits instead, sd35.patch(mmdit, {{'{path}.logits': ...}}), "
+                "which the maps follow"
+            )
+        attentions.append(_Attention(path, module, block, joint))
+    return attentions
+
+
+def _at(mmdit: MMDiT, path: str) -> nn.Module | None:
+    try:
+        return mmdit.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 @dataclass
 class _Recorder:
-    """Collects queries and keys of one attention, computes its rows, and adds them to the maps."""
+    """Takes the queries and keys of each attention, computes its rows, and adds them to the maps."""
 
     parts: tuple[str, ...]
     keep: frozenset[str]
@@ -158,73 +186,60 @@ class _Recorder:
     selection: Selection
     encoding: Encoding | None
     budget: int
-    roles: dict[str, tuple[int, str]]
+    attentions: list[_Attention]
     maps: AttentionMaps = field(default_factory=AttentionMaps)
-    pending: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # by role; of the attention that is being computed
 
-    def visit(self, tap: Tap, tensor: Tensor) -> None:
-        """Take note of the patches, or of one query or key."""
-        if tap.name == GRID_TAP:
-            self.pending.clear()  # a call that an exception ended may have left some
-            self.maps.grid = Grid(tensor.shape[-2], tensor.shape[-1], self.pool)
-            return
-        moments = self.selection.moments()
-        if not moments:
-            return
-        block, role = self.roles[tap.name]
-        self.pending[role] = tensor.detach()
-        roles = ATTN2_ROLES if role in ATTN2_ROLES else JOINT_ROLES
-        if all(one in self.pending for one in roles):
-            tensors = [self.pending.pop(one) for one in roles]
-            for moment in moments:
-                self._record(block, moment, [moment.of(one) for one in tensors])
+    def begin(self, call: Call) -> None:
+        """Take note of rows and columns, of the patches as a map."""
+        self.maps.grid = Grid(call.output.shape[-2], call.output.shape[-1], self.pool)
 
-    def _record(self, block: int, moment: Moment, tensors: list[Tensor]) -> None:
+    def visit(self, attention: _Attention, call: Call) -> None:
+        """Record one attention: what its queries and keys give, or the logits that were put there."""
+        q, k = (tensor.detach() for tensor in call.args[:2])
+        logits = None if call.logits is None else call.logits.detach()
+        for moment in self.selection.moments():
+            of_branch = None if logits is None else moment.of(logits)
+            self._record(attention, moment, moment.of(q), moment.of(k), of_branch)
+
+    def _record(
+        self, attention: _Attention, moment: Moment, q: Tensor, k: Tensor, logits: Tensor | None
+    ) -> None:
         """Add one attention to the maps, image by image."""
-        for row in range(len(tensors[0])):
+        grid = self.maps.grid
+        assert grid is not None  # the patches come first
+        text = q.shape[2] - grid.rows * grid.columns  # text tokens come first; attn2 has none
+        for row in range(len(q)):
             sample = row if moment.samples is None else moment.samples[row]
             if moment.encodings is not None:
                 self.maps.encodings[sample] = moment.encodings[row]
             elif self.encoding is not None:
                 self.maps.encodings[sample] = self.encoding.select(row)
             step = moment.step if "step" in self.keep else None
-            of_row = [one[row] for one in tensors]
-            if len(of_row) == len(ATTN2_ROLES):
-                self._add((ATTN2,), block, sample, step, *of_row, text=0)
-                continue
-            q, k, text_q, text_k = of_row
-            keys, text = torch.cat([text_k, k], dim=1), text_k.shape[1]  # the model's order
-            of_image = tuple(part for part in self.parts if part.startswith("image-"))
-            of_text = tuple(part for part in self.parts if part.startswith("text-"))
-            self._add(of_image, block, sample, step, q, keys, text=text)
-            self._add(of_text, block, sample, step, text_q, keys, text=text)
+            for query, rows in (("image", slice(text, None)), ("text", slice(0, text))):
+                own = [ATTN2] if not attention.joint else [p for p in self.parts if p.startswith(f"{query}-")]
+                if rows == slice(0, 0) or not own:
+                    continue
+                keys = [Key(part, attention.block, sample, step) for part in own]
+                if logits is None:
+                    probabilities = attention_rows(q[row, :, rows], k[row])
+                else:
+                    probabilities = logit_rows(logits[row, :, rows])
+                self._add(keys, probabilities, grid, text, q)
 
     def _add(
-        self,
-        parts: tuple[str, ...],
-        block: int,
-        sample: int,
-        step: int | None,
-        q: Tensor,
-        k: Tensor,
-        *,
-        text: int,
+        self, keys: list[Key], probabilities: Iterator[tuple[slice, Tensor]], grid: Grid, text: int, q: Tensor
     ) -> None:
-        """Add the rows of some queries, (H, Q, K), to the parts that they belong to."""
-        grid = self.maps.grid
-        assert grid is not None  # the patches come first
-        totals = {part: self._total(Key(part, block, sample, step), q, grid, text) for part in parts}
-        for rows, probabilities in attention_rows(q, k) if parts else ():
+        """Add the rows of an attention to the maps that they belong to."""
+        totals = {key.part: self._total(key, q, grid, text) for key in keys}
+        for rows, some in probabilities:
             for part, total in totals.items():
-                add_rows(total.tensor, rows, probabilities, part, grid, text)
+                add_rows(total.tensor, rows, some, part, grid, text)
         for total in totals.values():
             total.count += 1
 
     def _total(self, key: Key, q: Tensor, grid: Grid, text: int) -> Total:
         if key not in self.maps.totals:
-            heads = len(q) if "head" in self.keep else 1
+            heads = q.shape[1] if "head" in self.keep else 1
             shape = (heads, *part_shape(key.part, grid, text))
             self._check_budget(heads, grid, text, shape)
             self.maps.totals[key] = Total(q.new_zeros(shape, dtype=torch.float32))
@@ -238,8 +253,8 @@ class _Recorder:
 
     def _check_budget(self, heads: int, grid: Grid, text: int, shape: tuple[int, ...]) -> None:
         """See, before the first map, that all of one image fit; and before each that it does."""
-        dual = sum(role == ATTN2_ROLES[0] for _, role in self.roles.values())
-        joint = sum(role == JOINT_ROLES[0] for _, role in self.roles.values())
+        joint = sum(one.joint for one in self.attentions)
+        dual = len(self.attentions) - joint
         numbers = {part: dual if part == ATTN2 else joint for part in self.parts}
         needed = nbytes_of(numbers, grid, text, heads=heads)
         if self.maps.totals:

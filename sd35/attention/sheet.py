@@ -34,32 +34,29 @@ def attention_sheet(
     words: Sequence[str] | None = None,
     part: str = "image-text",
     encoder: EncoderName | None = None,
-    sample: int = 0,
 ) -> Image.Image:
     """Draw the heat map of each word: over the picture, alone, and in early, middle and late blocks.
 
     Each map is scaled to its own hottest patch; the number below a word is that patch's value.
 
     Args:
-        maps: what was recorded while the picture was drawn.
+        maps: what was recorded while the picture, the first of its generation, was drawn.
         picture: what was drawn.
-        words: of the prompt; None takes all that were read, articles aside.
+        words: of the prompt; None takes all that were read, but articles.
         part: as in `AttentionMaps.heatmap`.
         encoder: as in `AttentionMaps.heatmap`.
-        sample: as in `AttentionMaps.heatmap`.
 
     Raises:
         WordError: a word is not in the prompt, or was not read; or the prompt has no words.
     """
-    words = words_of(maps.encoding(sample)) if words is None else list(words)
+    words = words_of(maps.encoding()) if words is None else list(words)
     if not words:
-        raise WordError(f"there is no word to show in the prompt {maps.encoding(sample).prompts[0].text!r}")
+        raise WordError(f"there is no word to show in the prompt {maps.encoding().prompts[0].text!r}")
     rows = _rows(maps.blocks)
     heats = [  # all of them before drawing, so that a wrong word is told first
-        [maps.heatmap(w, part=part, encoder=encoder, block=row.blocks, sample=sample) for w in words]
-        for row in rows
+        [maps.heatmap(w, part=part, encoder=encoder, block=row.blocks) for w in words] for row in rows
     ]
-    prompt = maps.encoding(sample).prompts[0].text
+    prompt = maps.encoding().prompts[0].text
     width = 2 * MARGIN + LABEL + (1 + len(words)) * (TILE + GAP)
     lines = _wrapped(prompt, width - 2 * MARGIN)
     top = MARGIN + 24 * len(lines) + 44

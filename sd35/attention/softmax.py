@@ -31,6 +31,15 @@ def attention_rows(q: Tensor, k: Tensor, *, chunk_bytes: int = CHUNK_BYTES) -> I
         yield chosen, _softmax(torch.bmm(q[:, chosen].float() * width**-0.5, keys))
 
 
+def logit_rows(logits: Tensor, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of softmax(logits), (H, Q, L), as `attention_rows` gives them."""
+    heads, queries, keys = logits.shape
+    rows = max(1, chunk_bytes // (heads * keys * 4))
+    for start in range(0, queries, rows):
+        chosen = slice(start, min(start + rows, queries))
+        yield chosen, logits[:, chosen].float().softmax(dim=-1)
+
+
 def _softmax(logits: Tensor) -> Tensor:
     """Softmax over the last dimension, in place: a second tensor of this size would double the memory."""
     logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()

@@ -13,7 +13,8 @@ from textenc import CLIP, T5, CLIPConfig, T5Config
 from vae import VAE, VAEConfig
 
 from ..errors import SettingsError
-from ..loading import find, load
+from ..found import find
+from ..loading import load_found
 from ..size import check_size
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -116,7 +117,7 @@ def of_source(
     pixels = pixels or (max(found.size.width, found.size.height),)
     for side in pixels:
         check_size(side, side, found.mmdit, found.vae)
-    pipe = load(source, device, dtype)
+    pipe = load_found(found, device, dtype)
     named = {"CLIP-L": "clip_l", "CLIP-G": "clip_g", "T5": "t5"}
     there = {name: getattr(pipe.text, part) for name, part in named.items()}
 

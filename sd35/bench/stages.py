@@ -19,7 +19,7 @@ from mmdit import MMDiT, MMDiTConfig
 from textenc import T5, Encoding, Prompt
 from weights import load_mmdit
 
-from .. import GuidedVelocity
+from ..velocity import GuidedVelocity
 from .clock import Run, Timing, alternate
 from .parts import Parts, random_module
 from .peer import Peer
@@ -128,8 +128,8 @@ def _host(parts: Parts, peer: Peer | None) -> _Stage:
     cond, uncond = (
         Encoding(context[i : i + 1], pooled[i : i + 1], (Prompt(),), ((),), (), "reference") for i in (0, 1)
     )
-    velocity = GuidedVelocity(model, [cond], uncond, 4.5)
     sigmas = flow.sigmas(1)
+    velocity = GuidedVelocity(model, [cond], uncond, 4.5, sigmas=sigmas)
     theirs = None if peer is None else peer.step(config, *where)
     return _Stage(
         f"a step's Python, {HOST_BLOCKS} small blocks",

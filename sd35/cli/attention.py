@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_model, add_sampling, given_settings, load_pipeline
+from ..settings import Settings
+from .model import add_model, load_pipeline
+from .options import add_prompts, add_settings, given_settings, prompt_of, tell
 
 if TYPE_CHECKING:
     from ..attention import AttentionMaps
@@ -49,25 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the sheet; attention.png by default",
     )
     output.add_argument("--overwrite", action="store_true", help="replace a sheet that exists")
-    add_sampling(parser)
+    add_prompts(parser)
+    add_settings(parser, "sampling", Settings, but=("images_per_prompt", "batch_size"))
     add_model(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, load, draw, save the sheet; print its path and the numbers."""
-    from textenc.prompt import as_prompts
-
     from ..attention import attention_maps, attention_sheet, check_words, words_of
     from ..errors import SettingsError
-    from ..files import check_output, written
-    from ..settings import Settings
+    from ..saved.write import check_output, written
+    from ..tasks.generate import Generate, generate
 
-    given = given_settings(args)
-    if "negative" in given:
-        (given["negative"],) = as_prompts(given["negative"])
-    settings = Settings(prompts=as_prompts(args.prompt), **given)
-    if settings.images != 1:
-        raise SettingsError(f"a sheet is of one picture, and {settings.images} were asked for")
+    request = Generate.of(prompt_of(args), given_settings(args, Settings))
+    settings = request.settings
     check_words(settings.prompts[0], args.words or ())
     check_output([args.output], suffix=".png", overwrite=args.overwrite)
     late = sorted(step for step in args.at_steps or () if not 0 <= step < settings.steps)
@@ -75,9 +72,8 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError(f"--at-step must be 0 to {settings.steps - 1}, got {late[0]}")
     pipe = load_pipeline(args, settings, blocks=args.blocks or ())
     with attention_maps(pipe.mmdit, [args.part], blocks=args.blocks, steps=args.at_steps) as maps:
-        result = pipe.run(settings, progress=sys.stderr.isatty())
-    for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
+        result = generate(pipe, request, progress=sys.stderr.isatty())
+    tell(result.notes)
     words = args.words or words_of(maps.encoding())
     sheet = attention_sheet(maps, result.images[0], words=words, part=args.part, encoder=args.encoder)
     with written(args.output, overwrite=args.overwrite) as temporary:

@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import attention, bench, edit, generate, inspect, invert, train, verify
+from ..version import release
+from . import attention, bench, edit, generate, inspect, invert, listing, train, verify
 
 COMMANDS = {
     "generate": generate,
@@ -16,6 +17,7 @@ COMMANDS = {
     "verify": verify,
     "train": train,
     "bench": bench,
+    "list": listing,
 }
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -31,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    args = _parser().parse_args(argv)
+    _open_streams()
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(next((word for word in argv if word in COMMANDS), None)).parse_args(argv)
     name = f"sd35 {args.command}"
     try:
         return args.run(args)
@@ -48,10 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISTAKE if isinstance(error, ValueError | OSError) else FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _open_streams() -> None:
+    """Give stdout and stderr where the caller has closed them (`2>&-`); what is printed there is lost."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process runs
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands, of which the chosen one alone knows its arguments."""
     parser = argparse.ArgumentParser(
         prog="sd35", description="Stable Diffusion 3.5: draw pictures, look into models, measure."
     )
+    parser.add_argument("--version", action="version", version=f"sd35 {release()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(
@@ -60,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(command)
+        if name == chosen:
+            module.add_arguments(command)
         command.add_argument("--traceback", action="store_true", help="show where an error arose")
         command.set_defaults(run=module.run)
     return parser

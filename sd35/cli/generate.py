@@ -7,14 +7,15 @@ change what they name.
 import argparse
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_model, add_sampling, given_settings, load_pipeline
+from ..settings import Settings
+from .model import add_model, load_pipeline
+from .options import add_prompts, add_settings, given_settings, prompt_of, tell
 
 if TYPE_CHECKING:
-    from ..settings import Settings
+    from ..tasks.generate import Generate
 
 SUMMARY = "draw pictures"
 
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--from-image", type=Path, metavar="PNG", help="take the settings from a picture drawn here before"
+    )
+    parser.add_argument(
+        "--noise", type=Path, metavar="FILE", help="start from saved noise, as `sd35 invert -o` writes it"
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -53,16 +57,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write a page that shows the generation from inside: steps, attention, tokens, ...",
     )
     output.add_argument("--bits", type=int, default=8, help="8 (the default) or 16 bits a channel")
-    add_sampling(parser)
+    add_prompts(parser)
+    add_settings(parser, "sampling", Settings)
     add_model(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, load, draw and save; print the paths of the pictures."""
-    from ..files import check_output
-    from ..result import check_pictures
+    from ..report import Recorder
+    from ..saved.png import check_pictures
+    from ..saved.write import check_output
+    from ..tasks.generate import Generation
 
-    settings = settings_of(args)
+    request = request_of(args)
+    settings = request.settings
     path = args.output or Path(default_name(settings))
     check_pictures(path, settings.images, overwrite=args.overwrite, bits=args.bits)
     if args.save_latents is not None:
@@ -71,45 +79,36 @@ def run(args: argparse.Namespace) -> int:
         check_output([args.report], suffix=".html", overwrite=args.overwrite)
 
     pipe = load_pipeline(args, settings)
-    result = pipe.run(settings, progress=sys.stderr.isatty(), record=args.report is not None)
-    for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
+    generation = Generation(pipe, request, bar="" if sys.stderr.isatty() else None)
+    recording = None if args.report is None else Recorder(pipe, generation).run()
+    result = generation.run() if recording is None else recording.result
+    tell(result.notes)
     for saved in result.save(path, overwrite=args.overwrite, metadata=not args.no_metadata, bits=args.bits):
         print(saved)
     if args.save_latents is not None:
         print(result.state().save(args.save_latents, overwrite=args.overwrite))
-    if args.report is not None:
-        print(result.report(args.report, overwrite=args.overwrite))
+    if recording is not None and args.report is not None:
+        print(recording.save(args.report, overwrite=args.overwrite))
     return 0
 
 
-def settings_of(args: argparse.Namespace) -> "Settings":
-    """The settings that were asked for, checked as far as they can be without the model.
+def request_of(args: argparse.Namespace) -> "Generate":
+    """What was asked for, checked as far as it can be without the model.
 
     Raises:
-        ValueError: there is no prompt, or there are two sources of prompts; and as `Settings` and
-            `read_settings`.
+        ValueError: there are two sources of prompts; and as `Generate.of` and `read_settings`.
     """
-    from textenc.prompt import as_prompts
-
     from ..errors import SettingsError
-    from ..metadata import read_settings
-    from ..settings import Settings
+    from ..saved.png import read_settings
+    from ..tasks.generate import Generate
 
-    given = given_settings(args)
-    if "negative" in given:
-        (given["negative"],) = as_prompts(given["negative"])
-    if args.prompt is not None and args.prompts_file is not None:
+    prompt = prompt_of(args)
+    if prompt is not None and args.prompts_file is not None:
         raise SettingsError("there is a prompt and a file of prompts: give one of them")
-    if args.prompt is not None:
-        given["prompts"] = as_prompts(args.prompt)
     if args.prompts_file is not None:
-        given["prompts"] = as_prompts(read_prompts(args.prompts_file))
-    if args.from_image is not None:
-        return replace(read_settings(args.from_image), **given)
-    if "prompts" not in given:
-        raise SettingsError('what should be drawn? Give a prompt: sd35 generate "a red circle on the left"')
-    return Settings(**given)
+        prompt = read_prompts(args.prompts_file)
+    base = None if args.from_image is None else read_settings(args.from_image)
+    return Generate.of(prompt, given_settings(args, Settings), base=base, noise=args.noise)
 
 
 def read_prompts(name: str) -> list[str]:
@@ -133,4 +132,5 @@ def read_prompts(name: str) -> list[str]:
 def default_name(settings: "Settings") -> str:
     """A file name from the first prompt and the seed: a-red-circle-0.png."""
     words = re.findall(r"\w+", settings.prompts[0].text.lower())
-    return f"{'-'.join(words)[:40].rstrip('-') or 'picture'}-{settings.seed}.png"
+    seed = "noise" if settings.seed is None else settings.seed
+    return f"{'-'.join(words)[:40].rstrip('-') or 'picture'}-{seed}.png"

@@ -47,7 +47,7 @@ def taps_of(source: str) -> "dict[str, list[TapInfo] | None]":
         The part to its taps, or to None for a ControlNet, which does not run without the base it steers.
     """
     from weights import resolve
-    from weights.load import build_component
+    from weights.build import build_component
 
     from ..size import RELEASED, Size, native_size
     from ..taps import list_taps

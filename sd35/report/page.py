@@ -8,7 +8,7 @@ from PIL import Image
 from ..settings import Settings
 from . import sections, tables
 from .html import Html, tag
-from .recording import Recording
+from .records import Records
 
 STYLE = Path(__file__).with_name("page.css")
 
@@ -16,20 +16,16 @@ NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inl
 """What the page may load: its own pictures and style. No script runs in it, whatever a prompt holds."""
 
 
-def as_page(
-    recording: Recording, pictures: Sequence[Image.Image], settings: Settings, notes: Sequence[str] = ()
-) -> str:
+def as_page(recording: Records) -> str:
     """Show a recorded generation: one HTML file that needs no other and no network.
 
-    Args:
-        recording: what a `Recorder` noted down.
-        pictures: what was drawn; each has a part of its own on the page.
-        settings: of the generation, complete.
-        notes: what a user should know of how the prompts were read.
+    Each picture has a part of its own on the page.
     """
+    result = recording.result
+    settings = result.settings
     parts = [
-        tag("article", _article(recording, picture, settings.of(index), index, notes))
-        for index, picture in enumerate(pictures)
+        tag("article", _article(recording, picture, settings.of(index), index, result.notes))
+        for index, picture in enumerate(result.images)
     ]
     title = settings.prompts[0].text or "a picture"
     head = tag(
@@ -47,7 +43,7 @@ def as_page(
 
 
 def _article(
-    recording: Recording, picture: Image.Image, settings: Settings, index: int, notes: Sequence[str]
+    recording: Records, picture: Image.Image, settings: Settings, index: int, notes: Sequence[str]
 ) -> list[Html | None]:
     """Everything about one picture."""
     return [

@@ -1,66 +1,62 @@
 """Noting down a generation while it runs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 import flow
-from textenc import Encoding
 from vae.image import to_pil
 
-from ..attention import AttentionMaps, attention_maps
+from ..attention import attention_maps
 from ..attention.quadrants import Grid
 from ..attention.record import BUDGET, WORKSPACE, nbytes_of
+from ..model import Model
+from ..saved.write import check_output, written
 from ..taps import BudgetError
 from ..taps.moment import Selection
 from ..taps.parts import Tap, find_taps
 from ..taps.sizes import size
 from ..taps.watch import check_watchable, watching
-
-if TYPE_CHECKING:
-    from ..generation import Generation
-    from ..pipeline import Pipeline
-
-Stream = Literal["x", "context"]
+from ..tasks.generate import Generation
+from .page import as_page
+from .records import BlockStatistics, Records, StepRecord
 
 THUMBNAIL = 192  # pixels along the longer side of a decoded preview
 PART = "image-text"  # of the attention that is recorded
 
 
-class BlockStatistics(NamedTuple):
-    """The tokens of one stream after one block, for one image at one step, with the prompt."""
+class Recording(Records):
+    """A generation that was noted down, as `Recorder` does it.
 
-    rms: float  # root of the mean square, over tokens and channels
-    largest: float  # the largest magnitude
+    pipe.record("a red circle").save("circle.html")
+    """
 
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a page that shows the generation from inside: one HTML file, to be opened in a browser.
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What is kept of one step of the solver. Lists have an entry for each image."""
+        Args:
+            path: of the page.
+            overwrite: replace a file that exists.
 
-    number: int
-    sigma: float  # where it began
-    denoised: Tensor  # (B, 16, h, w), float16 on the CPU: the data that the step heads for
-    previews: list[Image.Image]  # `denoised`, decoded, `THUMBNAIL` pixels at most
-    velocities: dict[str, list[float]]
-    """Root mean squares: "cond" and "uncond" of the branches, "guidance" of their difference, and "guided" of
-    what the solver followed. Without guidance, "cond" and "guided" alone."""
+        Returns:
+            The path of the page.
 
+        Raises:
+            SettingsError: the name does not end in .html.
+            OSError: the path cannot be written; FileExistsError where it exists.
+        """
+        path = Path(path)
+        check_output([path], suffix=".html", overwrite=overwrite)
+        page = as_page(self)
+        with written(path, overwrite=overwrite) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        return path
 
-@dataclass
-class Recording:
-    """Everything that `Recorder` notes down; the pictures and settings are the result's."""
-
-    sigmas: Tensor  # (steps + 1,)
-    encodings: list[Encoding]  # of each image its prompt, and then the negative one
-    steps: list[StepRecord] = field(default_factory=list)
-    blocks: dict[tuple[int, Stream, int, int], BlockStatistics] = field(default_factory=dict)
-    """By block, stream, step and image."""
-    attention: AttentionMaps | None = None  # from image to text, with the prompt; None where not recorded
+    def __repr__(self) -> str:
+        return f"Recording({len(self.steps)} steps of {self.made!r})"
 
 
 class Recorder:
@@ -70,7 +66,7 @@ class Recorder:
     the time of one picture each.
     """
 
-    def __init__(self, pipe: "Pipeline", generation: "Generation", *, attention: bool = True) -> None:
+    def __init__(self, pipe: Model, generation: Generation, *, attention: bool = True) -> None:
         """Prepare to watch.
 
         Args:
@@ -92,6 +88,13 @@ class Recorder:
     def __len__(self) -> int:
         """How many steps there are."""
         return len(self._generation)
+
+    def run(self) -> Recording:
+        """Take all steps, and give what was noted down, with the result."""
+        for _ in self:
+            pass
+        self.recording.made = self._generation.result()
+        return self.recording
 
     def __iter__(self) -> Iterator[flow.Step]:
         """Take the generation's steps."""
@@ -127,13 +130,13 @@ class Recorder:
                 for sample, row in zip(samples, rows, strict=True):
                     self._velocities.setdefault((sample, moment.branch), row)
             elif moment.branch in (None, "cond"):
-                self._note_block(tap.name, moment.step or 0, samples, rows)
+                self._note_block(tap.name, samples, rows)
 
-    def _note_block(self, name: str, step: int, samples: tuple[int, ...], rows: Tensor) -> None:
+    def _note_block(self, name: str, samples: tuple[int, ...], rows: Tensor) -> None:
         _, block, stream = name.split(".")
         values = torch.stack([_rms(rows), rows.abs().flatten(1).amax(dim=1)], dim=1).tolist()
         for sample, (rms, largest) in zip(samples, values, strict=True):
-            key = int(block), ("x" if stream == "x" else "context"), step, sample
+            key = int(block), ("x" if stream == "x" else "context"), len(self.recording.steps), sample
             self.recording.blocks.setdefault(key, BlockStatistics(rms, largest))
 
     def _record(self, step: flow.Step) -> StepRecord:
@@ -156,7 +159,7 @@ class Recorder:
         )
 
 
-def _check_budget(pipe: "Pipeline", generation: "Generation") -> None:
+def _check_budget(pipe: Model, generation: Generation) -> None:
     """See, before anything is drawn, that the attention maps of all pictures fit."""
     config = pipe.mmdit.config
     rows, columns = (side // config.patch_size for side in generation.noise.shape[2:])

@@ -13,7 +13,7 @@ from .html import Html, section, tag
 from .pictures import image
 from .plot import Series, heat_grid, line_plot
 from .preview import fit_preview
-from .recording import Recording, Stream
+from .records import Records, Stream
 
 HEAT_SIDE = 256  # pixels along the longer side of a word's heat map
 
@@ -43,7 +43,7 @@ def header(settings: Settings, picture: Image.Image, notes: Sequence[str]) -> Ht
     )
 
 
-def schedule(settings: Settings, recording: Recording) -> Html:
+def schedule(settings: Settings, recording: Records) -> Html:
     """The noise levels, beside evenly spaced ones."""
     even = flow.sigmas(settings.steps, 1.0, "linear")
     return section(
@@ -61,7 +61,7 @@ def schedule(settings: Settings, recording: Recording) -> Html:
     )
 
 
-def denoised(recording: Recording, index: int) -> Html:
+def denoised(recording: Records, index: int) -> Html:
     """The data that each step heads for: decoded, and through a linear map."""
     steps = recording.steps
     latents = [step.denoised[index] for step in steps]
@@ -84,7 +84,7 @@ def denoised(recording: Recording, index: int) -> Html:
     )
 
 
-def velocities(recording: Recording, index: int) -> Html:
+def velocities(recording: Records, index: int) -> Html:
     """The sizes of the velocities at each step."""
     names = {
         "guided": ("guided, as followed", "c0"),
@@ -105,7 +105,7 @@ def velocities(recording: Recording, index: int) -> Html:
     )
 
 
-def blocks(recording: Recording, index: int) -> Html:
+def blocks(recording: Records, index: int) -> Html:
     """How large the tokens of both streams are after each block."""
     titles: dict[Stream, str] = {"x": "Image tokens", "context": "Text tokens"}
     grids = [
@@ -128,7 +128,7 @@ def blocks(recording: Recording, index: int) -> Html:
     )
 
 
-def words(recording: Recording, picture: Image.Image, index: int) -> Html | None:
+def words(recording: Records, picture: Image.Image, index: int) -> Html | None:
     """The heat map of each word; None where attention was not recorded, or there is no word."""
     maps = recording.attention
     if maps is None or index not in maps.encodings:
@@ -161,7 +161,7 @@ def words(recording: Recording, picture: Image.Image, index: int) -> Html | None
     )
 
 
-def _grid(recording: Recording, stream: Stream, index: int) -> list[list[float]]:
+def _grid(recording: Records, stream: Stream, index: int) -> list[list[float]]:
     """Root mean squares of one stream, blocks down and steps across."""
     keys = [
         (block, step) for block, own, step, sample in recording.blocks if (own, sample) == (stream, index)
@@ -173,7 +173,7 @@ def _grid(recording: Recording, stream: Stream, index: int) -> list[list[float]]
     ]
 
 
-def _cells(recording: Recording, block: int, index: int) -> list[Html]:
+def _cells(recording: Records, block: int, index: int) -> list[Html]:
     streams: tuple[Stream, ...] = ("x", "context")
     cells = []
     for stream in streams:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..guided import Branch
+from ..evaluation import Branch
 from .captures import Captures, Record
-from .dims import dims_of
 from .errors import BudgetError, TapError
 from .match import Pattern, match
 from .moment import Moment, Selection
@@ -38,8 +37,9 @@ def capture(
 
     The model computes what it computes unwatched, to the last bit. What is kept is the tensor itself, with
     its gradient where one is recorded, or a copy where the tensor is a view of a larger one that would stay
-    in memory with it. Blocks nest, with each other and with `edit`; an inner one sees what an outer `edit`
-    put in place, and two captures of one tap each keep it.
+    in memory with it. Blocks nest, with each other and with `patch`; an inner one sees what an outer `patch`
+    put in place, and two captures of one tap each keep it. A block sees what its own thread runs
+    (`contextvars.copy_context().run` takes it into another one).
 
     Args:
         module: the transformer, a text encoder, the autoencoder, or any part of one.
@@ -67,7 +67,7 @@ def capture(
     if budget is not None and budget <= 0:
         raise TapError(f"budget must be a positive number of bytes, got {budget}")
     names = list(dict.fromkeys(name for found in chosen.values() for name in found))
-    recorder = _Recorder(module, Selection(steps, branch), len(names), reduce, device, dtype, budget)
+    recorder = _Recorder(Selection(steps, branch), len(names), reduce, device, dtype, budget)
     return _capturing(recorder, chosen, [taps[name] for name in names])
 
 
@@ -83,7 +83,6 @@ def _capturing(recorder: "_Recorder", chosen: dict[str, list[str]], taps: list[T
 class _Recorder:
     """Puts tensors into `captures`."""
 
-    root: nn.Module
     selection: Selection
     number: int  # of taps, for the estimate in a message
     reduce: Reduce | None
@@ -99,7 +98,7 @@ class _Recorder:
             self._keep(tap, moment, moment.of(tensor))
 
     def _keep(self, tap: Tap, moment: Moment, tensor: Tensor) -> None:
-        dims = None if self.reduce else dims_of(self.root, tap.name)
+        dims = None if self.reduce else tap.dims
         value = self.reduce(tensor) if self.reduce else tensor
         if not isinstance(value, Tensor):
             raise TapError(f"reduce must return a tensor, got {type(value).__name__} for {tap.name}")

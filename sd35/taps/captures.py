@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import check_output, written
-from ..guided import Branch
+from ..evaluation import Branch
+from ..saved.write import check_output, written
 from .errors import TapError
 from .match import Pattern, match, near
 from .sizes import size
@@ -135,7 +135,8 @@ class Captures(Mapping[str, Tensor]):
         # Copies, so that tensors which share memory, as what a module merely passes on does, can be written.
         copies = [record.tensor.detach().cpu().clone() for record in self.records]
         tensors = {f"{i:06d}": tensor.contiguous() for i, tensor in enumerate(copies)}
-        bare = [asdict(replace(record, tensor=torch.empty(0))) for record in self.records]
+        nothing = torch.empty(0, dtype=torch.float32, device="cpu")  # asdict would copy the tensors
+        bare = [asdict(replace(record, tensor=nothing)) for record in self.records]
         described = [{name: value for name, value in one.items() if name != "tensor"} for one in bare]
         metadata = {"format": FORMAT, "records": json.dumps(described)}
         with written(path, overwrite=overwrite) as new:

@@ -9,7 +9,6 @@ from mmdit import MMDiT
 from textenc import CLIP, T5
 from vae import VAE
 
-from .dims import meaning_of
 from .errors import TapError
 from .parts import Tap, find_taps
 from .watch import watching
@@ -57,8 +56,7 @@ def list_taps(
     found: dict[str, TapInfo] = {}
 
     def visit(tap: Tap, tensor: Tensor) -> None:
-        meaning = meaning_of(module, tap.name)
-        dims, text = meaning or (None, "")
+        dims, text = tap.meaning or (None, "")
         found.setdefault(tap.name, TapInfo(tap.name, tuple(tensor.shape), dims, text))
 
     with torch.device("meta"), torch.no_grad():
@@ -80,14 +78,14 @@ def _rebuilt(module: MMDiT | VAE | CLIP | T5) -> MMDiT | VAE | CLIP | T5:
 def _run(module: MMDiT | VAE | CLIP | T5, batch: int, height: int, width: int, tokens: int | None) -> None:
     """Run a model on empty inputs of a picture's size."""
     if isinstance(module, VAE):
-        module.decode(module.encode(torch.empty(batch, 3, height, width)))
+        module.decode(module.encode(torch.empty(batch, 3, height, width, dtype=torch.float32)))
     elif isinstance(module, MMDiT):
         config = module.config
         module(
-            torch.empty(batch, config.channels, height // 8, width // 8),
-            torch.empty(batch),
-            torch.empty(batch, 2 * WINDOW if tokens is None else tokens, config.context_dim),
-            torch.empty(batch, config.pooled_dim),
+            torch.empty(batch, config.channels, height // 8, width // 8, dtype=torch.float32),
+            torch.empty(batch, dtype=torch.float32),
+            torch.empty(batch, tokens or 2 * WINDOW, config.context_dim, dtype=torch.float32),
+            torch.empty(batch, config.pooled_dim, dtype=torch.float32),
         )
     else:
         length = WINDOW if tokens is None else tokens

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from functools import cache
 
 from .errors import TapError
+from .logits import LOGITS
 
 Pattern = str | Sequence[str] | Callable[[str], bool]
 """A glob, a list of globs, or a function of a tap's name."""
@@ -18,7 +19,8 @@ def match(names: Collection[str], patterns: Iterable[Pattern]) -> dict[str, list
 
     In a glob, `*` stands for any part of one segment of a path, `**` for anything, dots included, `?` for
     one character and `[0-3]` for one of several: `joint_blocks.*.x` is the image tokens after each block and
-    `**.attn.ln_q` the queries of both streams in all blocks.
+    `**.attn.ln_q` the queries of both streams in all blocks. Logits of attentions take much memory, and are
+    chosen only by a glob that ends in `logits`, or by a predicate.
 
     Args:
         names: of all taps.
@@ -36,13 +38,18 @@ def match(names: Collection[str], patterns: Iterable[Pattern]) -> dict[str, list
         if callable(pattern):
             label, found = getattr(pattern, "__name__", repr(pattern)), list(filter(pattern, names))
         else:
-            label, found = pattern, list(filter(_regex(pattern).fullmatch, names))
+            label, found = pattern, [name for name in names if _chooses(pattern, name)]
         if not found:
             raise TapError(f"{label!r} matches no tap" + near(label, names))
         chosen[label] = list(dict.fromkeys(chosen.get(label, []) + found))
     if not chosen:
         raise TapError("no tap was asked for: give a name, a glob such as 'joint_blocks.*.x', or a predicate")
     return chosen
+
+
+def _chooses(glob: str, name: str) -> bool:
+    asked_for = not name.endswith(LOGITS) or glob.endswith(LOGITS)
+    return asked_for and matches(glob, name)
 
 
 def matches(pattern: str, name: str) -> bool:

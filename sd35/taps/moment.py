@@ -8,7 +8,7 @@ from torch import Tensor
 
 from textenc import Encoding
 
-from ..guided import Branch, Evaluation, current_evaluation
+from ..evaluation import Branch, Evaluation, current_evaluation
 from .errors import TapError
 from .match import near
 
@@ -72,15 +72,16 @@ class Selection:
             TapError: a step or branch is wanted, and the model is run outside a guided velocity.
         """
         evaluation = current_evaluation()
-        if evaluation is None:
-            if self.steps is not None or self.branch is not None:
-                raise TapError(
-                    "steps and branches are those of a generation: run the transformer through "
-                    "pipe.generate, or through pipe.velocity with `velocity.step` set before each step, "
-                    "or leave `steps` and `branch` out"
-                )
+        if evaluation is None and self.steps is None and self.branch is None:
             return [Moment()]
-        self.seen.add(evaluation.step)
+        if evaluation is None or (self.steps is not None and evaluation.step is None):
+            raise TapError(
+                "steps and branches are those of a generation: run the transformer through pipe.generate, or "
+                "through pipe.velocity with sigmas=, the noise levels of the steps; or leave `steps` and "
+                "`branch` out"
+            )
+        if evaluation.step is not None:
+            self.seen.add(evaluation.step)
         if self.steps is not None and evaluation.step not in self.steps:
             return []
         return [
@@ -100,16 +101,15 @@ class Selection:
         """
         missed = sorted((self.steps or frozenset()) - self.seen)
         if missed and self.seen:
-            unset = "; with pipe.velocity, set `velocity.step` before each step" if self.seen == {0} else ""
             raise TapError(
                 f"steps {missed} never came: the model ran for steps {min(self.seen)} to {max(self.seen)}"
-                + unset
             )
         unused = list(unused)
         if unused:
             when = f" for the {self.branch} branch" if self.branch and self.seen else ""
             raise TapError(
-                f"nothing that {', '.join(map(repr, unused))} matches was run{when} inside the block"
+                f"nothing that {', '.join(map(repr, unused))} matches was run{when} inside the block, by the "
+                "thread that opened it"
             )
 
 

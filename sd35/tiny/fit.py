@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import written
+from ..saved.write import written
 from .muon import Muon
 
 REPORT = 15.0  # seconds between two lines of a report

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from textenc.tokenizer import CLIPTokenizer, T5Tokenizer
 
-from ..files import written
+from ..saved.write import written
 from .captions import (
     BACKGROUND_WORDS,
     COLOUR_WORDS,

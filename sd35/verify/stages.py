@@ -14,9 +14,9 @@ from mmdit import MMDiT, MMDiTConfig
 from textenc import CLIP, T5, CLIPConfig, Encoding, Prompt, T5Config, assemble
 from vae import VAE, VAEConfig
 
-from ..guided import GuidedVelocity
 from ..taps.parts import Tap, find_taps
 from ..taps.watch import watching
+from ..velocity import GuidedVelocity
 from .bounds import Family, Precision
 from .reference import Reference
 

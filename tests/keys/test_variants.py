@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from weights.component import components_of, read_unit
+from weights.build import build_component
+from weights.component import components_of
 from weights.file import Header, TensorInfo
 from weights.folder import Nowhere
-from weights.load import build_component
+from weights.unit import read_unit
 from weights.variants import describe
 
 

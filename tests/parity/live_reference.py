@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from weights import Source
+from weights.build import build_component
 from weights.component import Component
 from weights.file import MappedFile
-from weights.load import build_component
 
 SAVED = ("diffusion_pytorch_model.", "model.")  # how the files begin that the references write
 CLASSES = {"mmdit": SD3Transformer2DModel, "vae": AutoencoderKL, "t5": T5EncoderModel}

@@ -8,8 +8,8 @@ import torch
 import flow
 from flow import SkipLayer
 from sd35 import Guidance, Settings, SettingsError
-from sd35.guidance import named_skip_layer
-from sd35.guided import current_evaluation, velocity_of
+from sd35.evaluation import current_evaluation
+from sd35.velocity import velocity_of
 from textenc import Prompt
 
 PROMPT, STEPS = "a red circle", 6
@@ -56,11 +56,24 @@ def test_plain_is_what_there_is_without_saying_anything(pipe, states) -> None:
     assert Guidance().to_dict() == {}
 
 
-@pytest.mark.parametrize(("rule", "combine"), [("cfg_zero", flow.cfg_zero), ("apg", flow.apg())])
+@pytest.mark.parametrize(
+    ("rule", "combine"),
+    [
+        ({"rule": "cfg_zero"}, flow.cfg_zero),
+        ({"rule": "apg"}, flow.apg()),
+        ({"rule": "apg", "apg_parallel": 0.5, "apg_norm": 2.0}, flow.apg(0.5, 2.0)),
+    ],
+)
 def test_a_rule_is_that_of_flow(pipe, states, rule, combine) -> None:
     x, sigma = states
     expected = combine(*halves(pipe, x, sigma), 4.5, x, sigma)
-    torch.testing.assert_close(velocity(pipe, rule=rule)(x, sigma), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(velocity(pipe, **rule)(x, sigma), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_to_skip_take_the_place_of_those_of_the_numbers() -> None:
+    named = Guidance(skip_layer="diffusers", skipped=[0, 1])
+    assert named == Guidance(skip_layer=SkipLayer(2.8, 0.01, 0.2, (0, 1)))
+    assert Guidance.from_dict(json.loads(json.dumps(named.to_dict()))) == named
 
 
 def test_rescaling_and_thresholding_follow_in_that_order(pipe, states) -> None:
@@ -132,6 +145,9 @@ def test_undoing_needs_the_guidance_of_the_generation(pipe) -> None:
         ({"rescale": 1.5}, r"rescale must be in \[0, 1\]"),
         ({"zero_steps": -1}, "zero_steps must be a whole number"),
         ({"threshold": (2.0, 1.0)}, "percentile must be in"),
+        ({"skipped": (2,)}, "skipped has no effect here, only with skip-layer guidance"),
+        ({"apg_norm": 3.0}, "apg_norm has no effect here, only with the rule apg"),
+        ({"rule": "apg", "apg_norm": 0.0}, "apg_norm must be positive"),
     ],
 )
 def test_what_is_out_of_range_is_refused(guidance, words) -> None:
@@ -141,7 +157,7 @@ def test_what_is_out_of_range_is_refused(guidance, words) -> None:
 
 def test_what_does_not_fit_the_model_or_the_steps_is_refused_before_anything_is_drawn(pipe) -> None:
     with pytest.raises(SettingsError, match=r"layers to skip must be in 0 to 1, got \[7, 8, 9\]"):
-        pipe.steps(settings(skip_layer=named_skip_layer("reference")))
+        pipe.steps(settings(skip_layer="reference"))
     with pytest.raises(SettingsError, match="zero_steps must be fewer than the 6 steps"):
         pipe.steps(settings(zero_steps=6))
 
@@ -152,4 +168,4 @@ def test_a_damaged_description_is_refused() -> None:
     with pytest.raises(SettingsError, match="saved guidance is damaged"):
         Guidance.from_dict(json.loads('{"skip_layer": {"scale": 1}}'))
     with pytest.raises(SettingsError, match="skip_layer must be one of reference, diffusers"):
-        named_skip_layer("stability")
+        Guidance(skip_layer="stability")

@@ -6,9 +6,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import flow
+import weights.build
 from sd35 import SettingsError, load
+from sd35.cli import main
+from sd35.found import find, read
 from textenc import Encoding
-from weights import FitError, SourceError, load_textenc
+from weights import FitError, MissingComponent, SourceError, load_textenc
 
 STEPS = 2
 
@@ -20,7 +23,7 @@ def nothing_is_read(monkeypatch) -> None:
     def fail(*_arguments) -> None:
         pytest.fail("weights were read")
 
-    monkeypatch.setattr("weights.load.fill", fail)
+    monkeypatch.setattr("weights.load.load_into", fail)
 
 
 def without(source, name: str, path):
@@ -37,7 +40,7 @@ def test_a_part_that_does_not_fit_is_found_before_weights_are_read(model_folder,
     for name in ("first_stage_model.decoder.conv_in.bias", "model.diffusion_model.final_layer.linear.bias"):
         path = without(whole, name, tmp_path / "part.safetensors")
         with pytest.raises(FitError, match=name):
-            load(path, text=model_folder)
+            load(path, text_encoders=model_folder)
     vae = without(whole, "first_stage_model.decoder.conv_in.bias", tmp_path / "vae.safetensors")
     with pytest.raises(FitError, match=r"decoder\.conv_in\.bias"):
         load(model_folder, vae=vae)
@@ -84,3 +87,123 @@ def test_prompts_that_were_encoded_before_need_no_text_encoders(pipe, model_fold
     velocity = alone.velocity(prompt, negative, guidance_scale=4.5)
     latents = flow.solve(velocity, drawn.noise.to(alone.device), flow.sigmas(STEPS))
     assert torch.equal(alone.decode(latents), drawn.image)
+
+
+def test_each_source_is_looked_into_once_and_each_part_built_once(
+    model_folder, monkeypatch, tmp_path
+) -> None:
+    built, resolved = [], []
+    build, resolve = weights.build.build_component, weights.resolve
+
+    def counted(component):
+        built.append(component.part)
+        return build(component)
+
+    def noted(source, parts=None):
+        resolved.append(source)
+        return resolve(source, parts)
+
+    for place in ("weights.build.build_component", "weights.load.build_component"):
+        monkeypatch.setattr(place, counted)
+    for place in ("sd35.found.resolve", "weights.load.resolve"):
+        monkeypatch.setattr(place, noted)
+    command = ["generate", "a", "-m", str(model_folder), "--steps", "1", "-o", str(tmp_path / "a.png")]
+    assert main(command) == 0
+    assert sorted(built) == ["clip_g", "clip_l", "mmdit", "t5", "vae"]
+    assert resolved == [str(model_folder)]
+
+
+def test_what_was_found_can_be_read_more_than_once(model_folder) -> None:
+    found = find(model_folder)
+    first, second = read(found), read(found, dtype=torch.bfloat16)
+    assert first.mmdit is not second.mmdit
+    assert (first.dtype, second.dtype) == (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture
+def one_file(model_folder, tmp_path):
+    """A checkpoint with everything but tokenizers, as `..._incl_clips_t5xxl.safetensors` is."""
+    tensors = load_file(model_folder / "sd3.5_random.safetensors")
+    for part, file in {"clip_l": "clip_l", "clip_g": "clip_g", "t5xxl": "t5xxl_fp16"}.items():
+        own = load_file(model_folder / "text_encoders" / f"{file}.safetensors")
+        tensors |= {f"text_encoders.{part}.transformer.{name}": tensor for name, tensor in own.items()}
+    save_file(tensors, tmp_path / "whole.safetensors", {"modelspec.resolution": "32x32"})
+    return tmp_path / "whole.safetensors"
+
+
+@pytest.fixture
+def trainers_folder(model_folder, tmp_path):
+    """NAME.safetensors, NAME_clip_l.safetensors, ... side by side."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    (folder / "mine.safetensors").symlink_to(model_folder / "sd3.5_random.safetensors")
+    for part, file in {"clip_l": "clip_l", "clip_g": "clip_g", "t5xxl": "t5xxl_fp16"}.items():
+        (folder / f"mine_{part}.safetensors").symlink_to(
+            model_folder / "text_encoders" / f"{file}.safetensors"
+        )
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["one_file", "trainers_folder"])
+def test_encoders_without_tokenizers_draw_with_another_source_of_them(
+    request, model_folder, tmp_path, pipe, kind, capsys
+) -> None:
+    source = request.getfixturevalue(kind)
+    expected = pipe.generate("a red circle", steps=1)
+    with pytest.raises(MissingComponent, match=r"tokenizers= in Python, --tokenizers on the command line"):
+        load(source)
+    drawn = load(source, tokenizers=model_folder).generate("a red circle", steps=1)
+    assert torch.equal(drawn.image, expected.image)
+    assert drawn.settings.made_with["tokenizers_source"] == str(model_folder)
+    command = ["generate", "a red circle", "-m", str(source), "--steps", "1", "-o", str(tmp_path / "a.png")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "vocab.json and merges.txt from openai/clip-vit-large-patch14" in error
+    assert main([*command, "--tokenizers", str(model_folder)]) == 0
+
+
+def test_each_encoder_may_come_from_a_source_of_its_own(model_folder, pipe, tmp_path) -> None:
+    file, encoders = model_folder / "sd3.5_random.safetensors", model_folder / "text_encoders"
+    own = {"clip_l": encoders / "clip_l.safetensors", "clip_g": encoders / "clip_g.safetensors"}
+    own |= {"t5": encoders / "t5xxl_fp16.safetensors", "tokenizers": model_folder}
+    with pytest.raises(MissingComponent, match=r"clip_g= in Python, --clip-g on the command line"):
+        load(file, **{name: place for name, place in own.items() if name != "clip_g"})
+    made = load(file, **own)
+    drawn = made.generate("a red circle", steps=1)
+    assert torch.equal(drawn.image, pipe.generate("a red circle", steps=1).image)
+    assert made.sources == {name: str(place) for name, place in own.items()}
+    options = [word for name, place in own.items() for word in (f"--{name.replace('_', '-')}", str(place))]
+    command = ["generate", "a", "-m", str(file), "--steps", "1", "-o", str(tmp_path / "a.png")]
+    assert main([*command, *options]) == 0
+    short = load(file, **(own | {"clip_g": False, "t5": False}))
+    assert short.encode_prompt("a").context.shape == pipe.encode_prompt("a").context.shape
+    assert short.encode_prompt("a").pooled.shape == pipe.encode_prompt("a").pooled.shape
+
+
+def test_a_model_is_recorded_by_a_name_that_is_good_in_every_folder(model_folder, monkeypatch) -> None:
+    monkeypatch.chdir(model_folder.parent)
+    assert load(model_folder.name, text=False).model == str(model_folder)
+    monkeypatch.chdir(model_folder)
+    assert find(".", text=False).model == str(model_folder)
+    assert find("tiny", text=False).model == "tiny"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_no_loaded_model(model_folder, pipe, dtype) -> None:
+    usual = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        model = load(model_folder)
+        encoding = model.encode_prompt("a red circle")
+    finally:
+        torch.set_default_dtype(usual)
+    assert model.dtypes == pipe.dtypes
+    assert torch.equal(encoding.context, pipe.encode_prompt("a red circle").context)
+
+
+def test_load_stays_a_function_whatever_is_imported_first(model_folder) -> None:
+    import sd35.found
+    import sd35.loading
+
+    assert sd35.load(model_folder, text=False).text is None
+    assert callable(sd35.loading.load_found)

@@ -1,6 +1,7 @@
 """From prompts to pictures, with random weights."""
 
 import copy
+from inspect import signature
 
 import pytest
 import torch
@@ -177,6 +178,27 @@ def test_an_encoder_of_pictures_that_gives_nan_is_named(pipe) -> None:
         copied.encode(torch.zeros(1, 3, 16, 16))
 
 
+def test_settings_are_told_by_help_and_by_completion(pipe) -> None:
+    for method, own in ((pipe.generate, "width"), (pipe.invert, "refine_steps"), (pipe.edit, "eta")):
+        parameters = signature(method).parameters
+        assert {"steps", "solver", own} <= parameters.keys()
+        assert parameters["steps"].default == 28
+        assert "given" not in parameters
+        assert f"    {own}: " in method.__doc__
+
+
+def test_all_parts_move_to_another_dtype(pipe, model_folder) -> None:
+    for one_by_one in (False, True):
+        moved = sd35.load(model_folder, one_by_one=one_by_one).to("cpu", torch.bfloat16)
+        assert set(moved.dtypes.values()) == {torch.bfloat16}
+        same = sd35.load(model_folder, dtype=torch.bfloat16)
+        assert (
+            moved.generate("a", steps=1).settings.made_with == same.complete(Settings(prompts="a")).made_with
+        )
+    with pytest.raises(SettingsError, match="no kind of device"):
+        copy.deepcopy(pipe).to("nowhere")
+
+
 def test_progress_goes_to_stderr_only_when_asked(pipe, capsys) -> None:
     pipe.generate("a", steps=2)
     assert capsys.readouterr() == ("", "")
@@ -184,3 +206,33 @@ def test_progress_goes_to_stderr_only_when_asked(pipe, capsys) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert "2/2" in err
+
+
+class Int8Linear(torch.nn.Module):
+    """A linear layer with weights of eight bits and a scale for each row, as quantisers put in its place."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        self.register_buffer("weight", (linear.weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", linear.bias.detach() if linear.bias is not None else None)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
+
+
+@pytest.mark.parametrize("part", ["mmdit", "clip_l", "clip_g", "t5"])
+def test_quantised_linears_may_stand_in_every_part(pipe, part) -> None:
+    copied = copy.deepcopy(pipe)
+    module = copied.mmdit if part == "mmdit" else getattr(copied.text, part)
+    linears = [path for path, one in module.named_modules() if type(one) is torch.nn.Linear]
+    assert linears
+    for path in linears:
+        module.set_submodule(path, Int8Linear(module.get_submodule(path)))
+    assert copied.dtypes == pipe.dtypes
+    drawn = copied.generate("a red circle", steps=2)
+    exact = pipe.generate("a red circle", steps=2)
+    assert drawn.image.isfinite().all()
+    assert not torch.equal(drawn.latents, exact.latents)
+    assert (drawn.latents - exact.latents).std() < 0.5 * exact.latents.std()

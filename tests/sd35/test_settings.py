@@ -3,9 +3,10 @@
 import json
 from math import inf, nan
 
+import numpy as np
 import pytest
 
-from sd35 import Settings, SettingsError
+from sd35 import Guidance, Settings, SettingsError
 from textenc import Prompt
 
 TWO = (Prompt("a"), Prompt("b"))
@@ -14,7 +15,7 @@ TWO = (Prompt("a"), Prompt("b"))
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 10000, got 0"),
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"steps": True}, "steps must be a whole number"),
         ({"images_per_prompt": 0}, "images_per_prompt must be a whole number"),
@@ -22,8 +23,8 @@ TWO = (Prompt("a"), Prompt("b"))
         ({"width": 0}, "width must be a whole number of at least 1"),
         ({"width": 100}, "width must be a multiple of 16, got 100; the nearest is 96"),
         ({"height": 8}, "height must be a multiple of 16, got 8; the nearest is 16"),
-        ({"seed": -1}, "seed must be 0 to 4294967295, got -1"),
-        ({"seed": 2**32}, "seed must be 0 to 4294967295"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be a whole number from 0 to 4294967295"),
         ({"seed": 2**32 - 1, "images_per_prompt": 2}, r"image k of 2 has the seed \+ k"),
         ({"guidance_scale": nan}, "guidance_scale must be a finite number, got nan"),
         ({"guidance_scale": inf}, "guidance_scale must be a finite number"),
@@ -48,6 +49,28 @@ def test_the_settings_of_one_image_are_those_it_can_be_drawn_from_alone() -> Non
     assert (one.prompts, one.seed, one.images) == ((Prompt("b"),), 7, 1)
     with pytest.raises(IndexError):
         batch.of(4)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    settings = Settings(
+        prompts="a",
+        seed=np.int64(7),
+        steps=np.int32(3),
+        width=np.uint16(64),
+        guidance_scale=np.float32(2.5),
+        schedule_shift=np.float64(1.5),
+        guidance=Guidance(interval=np.array([0.25, 1.0]).tolist(), zero_steps=np.int8(1)),
+    )
+    assert settings == Settings(
+        prompts=["a"],
+        seed=7,
+        steps=3,
+        width=64,
+        guidance_scale=2.5,
+        schedule_shift=1.5,
+        guidance=Guidance(interval=(0.25, 1.0), zero_steps=1),
+    )
+    assert Settings.from_json(settings.to_json()) == settings  # plain numbers, as JSON has them
 
 
 def test_json_keeps_everything() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from mmdit import ControlNet, ControlNetConfig, MMDiT, MMDiTConfig
 from textenc import CLIP, T5, CLIPConfig, T5Config
 from vae import VAE, VAEConfig
-from weights.fill import Uninitialised
 from weights.keys import to_theirs
 from weights.layouts import CONTROLNET, MMDIT
 from weights.layouts import VAE as VAE_LAYOUT
+from weights.load_into import Uninitialised
 from weights.parts import PREFIXES
 
 State = dict[str, Tensor]

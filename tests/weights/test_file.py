@@ -6,7 +6,7 @@ import struct
 import pytest
 import torch
 
-from weights import FileFormatError, SourceError, load_vae
+from weights import CheckpointError, FileFormatError, SourceError, load_vae
 from weights.file import MAX_HEADER_BYTES, MappedFile, read_header
 
 
@@ -40,10 +40,11 @@ BAD = {
     "bytes to spare": (packed(ONE, bytes(9)), "1 bytes after its last tensor"),
     "broken JSON": (packed(b'{"a": '), "damaged header"),
     "not an object": (packed(b'{"a": 3}'), "damaged header"),
-    "unknown dtype": (
-        packed({"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
-        "dtype 'F7'",
+    "a dtype of the format that torch has not": (
+        packed({"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}, bytes(3)),
+        "dtype 'F6_E2M3', which is not supported: fetch F32",
     ),
+    "macOS's file": (b"\x00\x05\x16\x07" + bytes(4092), "macOS"),
     "negative size": (
         packed({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, bytes(4)),
         "no counts",
@@ -97,6 +98,21 @@ def test_what_the_safetensors_library_refuses_is_refused_alike(tmp_path):
         FileFormatError, match=r"model\.safetensors cannot be mapped \(.*fetch the file again"
     ):
         MappedFile(path)
+
+
+def test_what_is_not_supported_is_not_called_damaged(tmp_path):
+    """Whole files in valid dtypes: quantised weights packed into integers, and dtypes that torch has not."""
+    for dtype, size in (("U32", 4), ("U16", 2), ("U64", 8), ("C64", 8), ("F4", 1), ("F8_E8M0", 1)):
+        path = tmp_path / f"{dtype}.safetensors"
+        name = "decoder.conv_in.weight"
+        shape = [2] if dtype == "F4" else [1]
+        path.write_bytes(
+            packed({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}, bytes(size))
+        )
+        with pytest.raises(CheckpointError) as error:
+            load_vae(path)
+        assert "damaged" not in str(error.value)
+        assert "again" not in str(error.value)
 
 
 def test_a_pickle_under_its_own_name_is_never_opened(tmp_path):

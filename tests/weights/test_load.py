@@ -163,10 +163,18 @@ def test_keys_of_no_part_are_left_over(tmp_path, writers, parts):
         weights.load_vae(path)
 
 
-def test_scaled_fp8_says_what_to_fetch(tmp_path, writers, parts):
-    state = parts["t5"] | {"encoder.block.0.layer.0.SelfAttention.q.scale_weight": torch.ones(1)}
-    with pytest.raises(FitError, match="scaled fp8 file, which is not supported: fetch t5xxl_fp16"):
-        weights.load_t5(writers["write"](tmp_path / "t5.safetensors", state))
+@pytest.mark.parametrize(
+    ("part", "scale", "file"),
+    [
+        ("t5", "encoder.block.0.layer.0.SelfAttention.q.scale_weight", "t5xxl_fp16.safetensors"),
+        ("mmdit", "joint_blocks.0.x_block.mlp.fc1.scale_weight", r"sd3\.5_medium\.safetensors"),
+        ("clip_g", "text_model.encoder.layers.0.mlp.fc1.scale_weight", r"clip_g\.safetensors"),
+    ],
+)
+def test_scaled_fp8_says_what_to_fetch_of_the_same_part(tmp_path, writers, parts, part, scale, file):
+    path = writers["write"](tmp_path / f"{part}.safetensors", parts[part] | {scale: torch.ones(1)})
+    with pytest.raises(FitError, match=f"fp8 with scales, which are not supported: fetch .*{file}"):
+        LOAD[part](path)
 
 
 def test_a_tensor_that_decides_a_size_is_missed_by_name(tmp_path, writers, parts):

@@ -87,10 +87,34 @@ def test_the_stored_position_table_is_compared_and_wins(tmp_path, writers, parts
 def test_values_are_read_when_asked_for(tmp_path, writers, parts):
     state = {name: tensor.clone() for name, tensor in parts["vae"].items()}
     path = writers["write"](tmp_path / "vae.safetensors", state)
-    assert weights.inspect(path, values=True).components["vae"].notes == ("every weight is finite",)
+    fit, finite = weights.inspect(path, values=True).components["vae"].checks
+    assert (fit.name, fit.passed) == ("keys and shapes", True)
+    assert finite.passed is True
+    assert finite.result.endswith("weights are finite")
     state["encoder.conv_in.bias"][0] = float("nan")
     path = writers["write"](tmp_path / "bad.safetensors", state)
-    assert "NaN or infinite weights in 1 of" in weights.inspect(path, values=True).components["vae"].notes[0]
+    for values in (True, False):  # what loading would refuse is no complete part, however much is read
+        report = weights.inspect(path, values=values)
+        assert not report.components["vae"].is_complete
+        assert "FAILED:" in str(report)
+        assert "NaN or infinite weights in 1 of" in report.components["vae"].checks[1].result
+
+
+@pytest.mark.parametrize(
+    ("change", "file"),
+    [
+        (lambda name: "ln_" not in name, "sd3_medium.safetensors"),
+        (lambda name: True, "sd3.5_medium.safetensors"),
+    ],
+)
+def test_what_to_fetch_is_of_the_model_that_is_there(tmp_path, writers, parts, change, file):
+    state = {name: tensor for name, tensor in parts["mmdit"].items() if change(name)}
+    report = weights.inspect(writers["write"](tmp_path / "m.safetensors", state))
+    repository = "stabilityai/stable-diffusion-3" + (".5" if "3.5" in file else "") + "-medium"
+    assert report.missing["vae"].startswith(file)
+    assert report.missing["vae"].endswith(f"from {repository}")
+    assert report.missing["t5"].endswith(f"from {repository}")
+    assert repository in report.missing["tokenizer"]
 
 
 def test_the_clip_l_projection_is_compared_with_the_identity(diffusers):

@@ -82,13 +82,14 @@ def test_tiny_is_the_embedded_model_and_nothing_else(tmp_path, monkeypatch):
         resolve("./tiny")
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "pickles", "other tensors"])
+@pytest.mark.parametrize("kind", ["empty", "text", "pickles", "other tensors", "a LoRA"])
 def test_a_folder_that_is_no_model(tmp_path, writers, kind):
     expected = {
         "empty": r"is no model: no \.safetensors file in it.*it is empty",
         "text": "it has 1 other files",
         "pickles": r"only as pickles \(transformer/model\.bin\), which can run code",
-        "other tensors": r"lora\.safetensors holds no part of a Stable .* model, but 1 other tensors",
+        "other tensors": r"no part of a Stable .* model: a\.safetensors is 1 tensors of another model",
+        "a LoRA": r"no part of a Stable .* model: lora\.safetensors is a LoRA or another adapter",
     }
     if kind == "text":
         (tmp_path / "readme.md").write_text("hello")
@@ -96,6 +97,8 @@ def test_a_folder_that_is_no_model(tmp_path, writers, kind):
         (tmp_path / "transformer").mkdir()
         (tmp_path / "transformer" / "model.bin").write_bytes(b"\x80\x02")
     elif kind == "other tensors":
+        writers["write"](tmp_path / "a.safetensors", {"weight": torch.ones(2)})
+    elif kind == "a LoRA":
         writers["write"](tmp_path / "lora.safetensors", {"lora_A.weight": torch.ones(2)})
     with pytest.raises(SourceError, match=expected[kind]):
         weights.load_mmdit(tmp_path)
@@ -147,3 +150,70 @@ def test_a_config_that_is_no_json(tmp_path, writers, parts):
     (tmp_path / "config.json").write_text(json.dumps([1]))
     with pytest.raises(FileFormatError, match=r"config\.json should hold a JSON object and holds a list"):
         weights.load_clip(path)
+
+
+def test_hidden_files_are_not_looked_at(tmp_path, writers, parts):
+    writers["write"](tmp_path / "vae.safetensors", parts["vae"])
+    (tmp_path / "._vae.safetensors").write_bytes(b"\x00\x05\x16\x07" + bytes(100))
+    assert resolve(tmp_path).components["vae"].files == ["vae.safetensors"]
+    with pytest.raises(FileFormatError, match="macOS"):
+        weights.load_vae(tmp_path / "._vae.safetensors")
+
+
+def test_shards_without_an_index_are_read_together_or_named(tmp_path, writers, parts):
+    writers["sharded"](tmp_path, "model", parts["t5"], 3)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    loaded = weights.load_t5(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in parts["t5"].items())
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileFormatError, match=r"is one of 3 shards, and there is no number 2: fetch"):
+        weights.load_t5(tmp_path)
+    with pytest.raises(FileFormatError, match=r"no number 2, 3: .*name the folder"):
+        weights.load_t5(tmp_path / "model-00001-of-00003.safetensors")
+
+
+def test_the_root_of_a_repository_in_the_hubs_cache(tmp_path, writers, parts):
+    root = tmp_path / "models--owner--name"
+    for commit in ("aaa", "bbb"):
+        writers["write"](root / "snapshots" / commit / f"{commit}.safetensors", parts["vae"])
+    with pytest.raises(SourceError, match="with the revisions aaa, bbb and no main one"):
+        resolve(root)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("bbb")
+    assert resolve(root).components["vae"].files == ["bbb.safetensors"]
+    with pytest.raises(SourceError, match=r"the Hub's cache, no model: name .* \(owner/name\)"):
+        resolve(tmp_path)
+
+
+def test_broken_links_are_named(tmp_path, writers, parts):
+    link = tmp_path / "vae" / "vae.safetensors"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        SourceError, match=r"vae\.safetensors is a link to a file that is not there: fetch it"
+    ):
+        weights.load_vae(tmp_path)
+    with pytest.raises(SourceError, match=r"is a link to .*gone, which is not there"):
+        weights.load_vae(link)
+    writers["write"](tmp_path / "clip_l.safetensors", parts["clip_l"])
+    with pytest.raises(weights.MissingComponent, match=r"found: text encoder CLIP-L; vae/vae.* is a link"):
+        weights.load_vae(tmp_path)
+    (tmp_path / "whole.safetensors").symlink_to(tmp_path / "clip_l.safetensors")
+    assert weights.load_clip(tmp_path / "whole.safetensors") is not None
+
+
+def test_tokenizers_lie_in_the_folder_itself_too(tmp_path, writers, parts, official):
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for file in ("vocab.json", "merges.txt"):
+        (loose / file).write_bytes((official / "tokenizer" / file).read_bytes())
+    assert resolve(loose, ()).tokenizers == {"clip_l": ".", "clip_g": "."}
+    file = writers["write"](tmp_path / "all.safetensors", writers["prefixed"](parts, "clip_l", "clip_g"))
+    with pytest.raises(
+        weights.MissingComponent, match=r"vocab\.json and merges\.txt from openai/"
+    ) as missing:
+        weights.load_textenc(file, t5=False)
+    assert missing.value.part == "tokenizers"
+    encoding = weights.load_textenc(file, t5=False, tokenizers=loose).encode(["a"])
+    expected = weights.load_textenc(official, t5=False).encode(["a"])
+    assert torch.equal(encoding.pooled, expected.pooled)

@@ -35,7 +35,6 @@ def test_writes_a_sheet_and_prints_numbers(run, tmp_path, capsys):
         (("--block", "9"), "blocks must be 0 to 2, got [9]"),
         (("--at-step", "1"), "--at-step must be 0 to 0, got 1"),
         (("-o", "sheet.jpg"), "must be a .png file"),
-        (("--images-per-prompt", "2"), "a sheet is of one picture, and 2 were asked for"),
     ],
 )
 def test_mistakes_end_in_one_line_and_leave_no_file(run, tmp_path, capsys, arguments, message):

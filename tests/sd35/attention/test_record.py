@@ -1,5 +1,6 @@
 """Recorded maps against the attention that the model computes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import product
 from math import prod
@@ -16,7 +17,7 @@ from sd35.attention import attention_maps
 from sd35.attention.quadrants import PARTS, QUADRANTS, Grid, part_shape
 from sd35.attention.record import WORKSPACE
 from sd35.attention.softmax import CHUNK_BYTES, attention_rows
-from sd35.taps import BudgetError, TapError, capture, edit
+from sd35.taps import BudgetError, TapError, capture, patch
 
 PROMPT = "a red circle above a blue square"
 M, ROWS, COLUMNS = 154, 3, 4
@@ -135,13 +136,93 @@ def test_images_of_a_batch_have_maps_and_prompts_of_their_own(pipe, mmdit):
     assert together.heatmap("star", sample=1).shape == (3, 4)
 
 
-def test_sees_an_outer_edit(mmdit, inputs):
+def test_sees_an_outer_patch(mmdit, inputs):
     args, _ = inputs
-    edited = edit(mmdit, {"joint_blocks.0.context_block.attn.ln_k": lambda k: torch.full_like(k, -1e4)})
-    ones = edit(mmdit, {"joint_blocks.0.*_block.attn.ln_q": torch.ones_like})
-    with edited, ones, attention_maps(mmdit, blocks=[0], branch=None) as maps:
+    patched = patch(mmdit, {"joint_blocks.0.context_block.attn.ln_k": lambda k: torch.full_like(k, -1e4)})
+    ones = patch(mmdit, {"joint_blocks.0.*_block.attn.ln_q": torch.ones_like})
+    with patched, ones, attention_maps(mmdit, blocks=[0], branch=None) as maps:
         mmdit(*args)
     assert maps.part("image-text").max() == 0
+
+
+def test_maps_are_of_the_logits_that_a_patch_put_there(mmdit, inputs):
+    args, _ = inputs
+    tap = "joint_blocks.1.attention.logits"
+    with attention_maps(mmdit, PARTS, blocks=[1], branch=None) as plain:
+        mmdit(*args)
+    with patch(mmdit, {tap: torch.zeros_like}), attention_maps(mmdit, PARTS, blocks=[1], branch=None) as even:
+        mmdit(*args)
+    length = M + ROWS * COLUMNS
+    torch.testing.assert_close(full_map(even, 1), torch.full((length, length), 1 / length))
+    assert torch.equal(even.part("attn2"), plain.part("attn2"))
+    same_logits = patch(mmdit, {tap: lambda logits: logits + 0})
+    with same_logits, attention_maps(mmdit, QUADRANTS, blocks=[1], branch=None) as same:
+        mmdit(*args)
+    torch.testing.assert_close(full_map(same, 1), full_map(plain, 1))
+
+
+class Even(torch.nn.Module):
+    """A user's attention, in which every query reads from all keys alike."""
+
+    def forward(self, q, k, v):
+        return v.mean(dim=2, keepdim=True).expand_as(v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("path", ["joint_blocks.1.attention", "joint_blocks.1.x_block.attn2.attention"])
+def test_a_module_in_an_attentions_place_is_told_and_not_guessed(mmdit, inputs, path):
+    args, _ = inputs
+    plain, kept = mmdit(*args), mmdit.get_submodule(path)
+    try:
+        mmdit.set_submodule(path, Even())
+        assert not torch.equal(mmdit(*args), plain)  # it is what the model runs
+        with pytest.raises(
+            TapError, match=rf"what {path} does cannot be recorded: a Even was put in its place"
+        ):
+            attention_maps(mmdit, PARTS, branch=None)
+        with attention_maps(mmdit, PARTS, blocks=[0, 2], branch=None) as maps:
+            mmdit(*args)
+        assert maps.blocks == [0, 2]
+    finally:
+        mmdit.set_submodule(path, kept)
+    with (
+        pytest.raises(TapError, match=f"{path} was replaced inside the block"),
+        attention_maps(mmdit, PARTS, branch=None),
+    ):
+        mmdit.set_submodule(path, Even())
+    mmdit.set_submodule(path, kept)
+    kept.forward = Even().forward
+    try:
+        with pytest.raises(TapError, match=f"what {path} does cannot be recorded"):
+            attention_maps(mmdit, PARTS, branch=None)
+    finally:
+        del kept.forward
+
+
+def test_maps_of_one_thread_are_of_what_it_runs(mmdit, inputs):
+    args, _ = inputs
+    latents, *others = args
+    with attention_maps(mmdit, branch=None) as maps, ThreadPoolExecutor(1) as pool:
+        pool.submit(mmdit, -latents, *others).result()
+        mmdit(*args)
+    with attention_maps(mmdit, branch=None) as alone:
+        mmdit(*args)
+    assert torch.equal(maps.part("image-text"), alone.part("image-text"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_no_map(mmdit, inputs, dtype):
+    args, _ = inputs
+    with attention_maps(mmdit, PARTS, pool=2, branch=None) as plain:
+        mmdit(*args)
+    usual = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with attention_maps(mmdit, PARTS, pool=2, branch=None) as maps:
+            mmdit(*args)
+        assert all(torch.equal(maps.part(part), plain.part(part)) for part in PARTS)
+        assert {maps.part(part).dtype for part in PARTS} == {torch.float32}
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def test_gradients_stay_out_of_the_maps(mmdit, inputs):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from flow import SkipLayer
 from sd35 import Guidance, Settings, load, read_settings
 from sd35.cli import generate
-from sd35.metadata import png_info
+from sd35.saved.png import png_info
 
 QUICK = ("--steps", "2")
 
@@ -83,11 +83,12 @@ def test_parts_that_came_from_elsewhere_come_from_there_again(sd35, model_folder
     assert read_settings(first) == read_settings(second)
     assert sd35("generate", "--from-image", first, "--vae", model_folder, "-o", changed)[0] == 0
     made_with = read_settings(changed).made_with
-    assert (made_with["text_source"], made_with["vae_source"]) == (str(other), str(model_folder))
+    assert made_with["text_encoders_source"] == str(other)
+    assert "vae_source" not in made_with  # since it is the model's own
     sd35("generate", "a red circle", "-m", model_folder, *QUICK, "-o", plain)
     pictures = [pixels(path).tobytes() for path in (first, changed, plain)]
     assert len(set(pictures)) == 3  # each part matters
-    assert not {"text_source", "vae_source"} & read_settings(plain).made_with.keys()
+    assert not {"text_encoders_source", "vae_source"} & read_settings(plain).made_with.keys()
 
 
 def test_parts_compute_again_in_their_own_dtypes_and_t5_comes_from_its_source(
@@ -196,11 +197,11 @@ def test_what_was_cut_is_told(sd35, model_folder, tmp_path) -> None:
         (["--prompts-file", "absent.txt"], "No such file or directory: absent.txt"),
         (["a", "--width", "100"], "width must be a multiple of 16, got 100; the nearest is 96"),
         (["a", "--width", "144"], "width must be at most 128"),
-        (["a", "--steps", "0"], "steps must be a whole number of at least 1"),
+        (["a", "--steps", "0"], "steps must be a whole number from 1 to"),
         (["a", "--solver", "magic"], "solver must be one of euler"),
         (["a", "--policy", "magic"], "policy must be one of"),
         (["a", "--cfg", "nan"], "guidance_scale must be a finite number"),
-        (["a", "--seed", "-1"], "seed must be 0 to"),
+        (["a", "--seed", "-1"], "seed must be a whole number from 0 to"),
         (["a", "--bits", "9"], "8 or 16 bits"),
         (["a", "--device", "tpu"], "no kind of device 'tpu'"),
         (["a", "--dtype", "int4"], "dtype must be one of"),
@@ -239,7 +240,7 @@ def test_overwriting_has_to_be_allowed(sd35, model_folder, tmp_path) -> None:
 
 @pytest.mark.parametrize("where", ["sampling", "writing"])
 def test_an_interruption_leaves_no_file(sd35, model_folder, tmp_path, monkeypatch, where) -> None:
-    from sd35.guided import GuidedVelocity
+    from sd35.velocity import GuidedVelocity
 
     def interrupt(*_) -> None:
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ def test_a_whole_model(sd35, model_folder) -> None:
     status, out, err = sd35("inspect", model_folder, "--values")
     assert (status, err) == (0, "")
     assert out.startswith(f"{model_folder}: complete")
-    assert "every weight is finite" in out
+    assert "weights are finite" in out
 
 
 def test_a_part_that_would_not_load_tells_by_the_status(sd35, model_folder, tmp_path) -> None:
@@ -24,6 +24,17 @@ def test_a_part_that_would_not_load_tells_by_the_status(sd35, model_folder, tmp_
     status, out, _ = sd35("inspect", tmp_path / "broken.safetensors")
     assert status == 1
     assert "final_layer.linear.bias" in out
+
+
+def test_weights_that_generate_refuses_tell_by_the_status(sd35, model_folder, tmp_path) -> None:
+    tensors = load_file(model_folder / "sd3.5_random.safetensors")
+    tensors["model.diffusion_model.final_layer.linear.bias"][0] = float("nan")
+    save_file(tensors, tmp_path / "nan.safetensors")
+    for options in ([], ["--values"]):
+        status, out, _ = sd35("inspect", tmp_path / "nan.safetensors", *options)
+        assert status == 1
+        assert "FAILED" in out
+        assert "final_layer.linear.bias" in out
 
 
 def test_json_is_for_programs(sd35, model_folder) -> None:

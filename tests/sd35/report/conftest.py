@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sd35 import Pipeline, Result
+from sd35 import Pipeline, Recording, Result
 
 PROMPT = 'a <script>alert("red")</script> circle & a blue square'
 SETTINGS = {"steps": 3, "guidance_scale": 2.0, "images_per_prompt": 2, "seed": 5}
@@ -16,8 +16,8 @@ def unwatched(pipe: Pipeline) -> Result:
 
 
 @pytest.fixture(scope="session")
-def recorded(pipe: Pipeline) -> Result:
-    return pipe.generate(PROMPT, record=True, **SETTINGS)
+def recorded(pipe: Pipeline) -> Recording:
+    return pipe.record(PROMPT, **SETTINGS)
 
 
 class Outline(HTMLParser):

@@ -15,7 +15,7 @@ from sd35.report import as_page
 
 @pytest.fixture(scope="module")
 def page(recorded, tmp_path_factory) -> str:
-    path = recorded.report(tmp_path_factory.mktemp("page") / "page.html")
+    path = recorded.save(tmp_path_factory.mktemp("page") / "page.html")
     return path.read_text(encoding="utf-8")
 
 
@@ -23,15 +23,15 @@ def test_prompts_are_text_wherever_they_stand(page, recorded, outline) -> None:
     seen = outline(page)  # which also sees that elements nest
     assert seen.open == []
     assert "<script" not in page
-    assert recorded.settings.prompts[0].text in seen.text
+    assert recorded.result.settings.prompts[0].text in seen.text
     assert not [tag for tag, attributes in seen.elements for name in attributes if name.startswith("on")]
 
 
 def test_notes_and_negative_prompts_are_text(pipe, tmp_path, outline) -> None:
     evil = '"><img src=x onerror=alert(1)> '
-    result = pipe.generate(evil * 30, negative=evil, steps=1, record=True)
-    assert result.notes  # too long for CLIP, and the note quotes it
-    seen = outline(result.report(tmp_path / "page.html").read_text(encoding="utf-8"))
+    recorded = pipe.record(evil * 30, negative=evil, steps=1)
+    assert recorded.result.notes  # too long for CLIP, and the note quotes it
+    seen = outline(recorded.save(tmp_path / "page.html").read_text(encoding="utf-8"))
     assert all(attributes["src"].startswith("data:image/") for attributes in seen.of("img"))
     assert evil.strip() in seen.text
 
@@ -69,21 +69,20 @@ def test_every_section_is_there_for_every_picture(page, outline) -> None:
 
 def test_pictures_are_whole(page, recorded, outline) -> None:
     pictures = [one for one in outline(page).of("img") if one.get("class") == "picture"]
-    for attributes, picture in zip(pictures, recorded.images, strict=True):
+    for attributes, picture in zip(pictures, recorded.result.images, strict=True):
         data = b64decode(attributes["src"].partition("base64,")[2])
         assert Image.open(BytesIO(data)).tobytes() == picture.tobytes()
 
 
 def test_without_attention_the_words_are_left_out(recorded) -> None:
-    bare = replace(recorded.recording, attention=None)
-    page = as_page(bare, recorded.images, recorded.settings)
+    page = as_page(replace(recorded, attention=None))
     assert "<h2>Words</h2>" not in page
     assert "<h2>Tokens</h2>" in page
 
 
 def test_the_empty_prompt_has_no_words(pipe, tmp_path) -> None:
-    result = pipe.generate("", steps=1, record=True)
-    page = result.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    recorded = pipe.record("", steps=1)
+    page = recorded.save(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "(the empty prompt)" in page
     assert "<h2>Words</h2>" not in page
 
@@ -92,11 +91,11 @@ def test_files_are_kept_unless_told(recorded, tmp_path) -> None:
     path = tmp_path / "page.html"
     path.write_text("mine")
     with pytest.raises(FileExistsError):
-        recorded.report(path)
+        recorded.save(path)
     with pytest.raises(SettingsError, match=r"\.html"):
-        recorded.report(tmp_path / "page.txt")
+        recorded.save(tmp_path / "page.txt")
     assert path.read_text() == "mine"
-    assert recorded.report(path, overwrite=True).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert recorded.save(path, overwrite=True).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_command(model_folder, tmp_path, capsys) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import flow
 from mmdit import MMDiT, MMDiTConfig
-from sd35.guided import GuidedVelocity
+from sd35.velocity import GuidedVelocity
 from textenc import Encoding, Prompt
 
 CONFIG = MMDiTConfig(
@@ -62,14 +62,17 @@ def generate() -> Callable[..., Tensor]:
         solver: str = "euler",
         guidance_scale: float = 4.0,
     ) -> Tensor:
+        sigmas = flow.sigmas(STEPS)
         velocity = GuidedVelocity(
-            model, [encoding(prompt, 5)], encoding(99, negative_length), guidance_scale, batch_size=batch_size
+            model,
+            [encoding(prompt, 5)],
+            encoding(99, negative_length),
+            guidance_scale,
+            sigmas=sigmas,
+            batch_size=batch_size,
         )
         noise = torch.randn(samples, 16, 8, 8, generator=torch.Generator().manual_seed(7))
-        state = noise
-        for step in flow.SOLVERS[solver].run(velocity, noise, flow.sigmas(STEPS)):
-            velocity.step, state = step.number + 1, step.x
-        return state
+        return flow.solve(velocity, noise, sigmas, solver)
 
     return run
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sd35.taps import BudgetError, TapError, capture, edit
+from sd35.taps import BudgetError, TapError, capture, patch
 from textenc import CLIP, T5, CLIPConfig, T5Config
 from vae import VAE, VAEConfig
 
@@ -103,10 +103,10 @@ def test_two_patterns_keep_a_tap_once(model, inputs):
     assert len(taps.records) == 3
 
 
-def test_sees_what_an_outer_edit_put_there(model, inputs):
+def test_sees_what_an_outer_patch_put_there(model, inputs):
     with (
         capture(model, "patches") as before,
-        edit(model, {"patches": torch.zeros_like}),
+        patch(model, {"patches": torch.zeros_like}),
         capture(model, "patches") as after,
     ):
         model(*inputs())
@@ -118,7 +118,7 @@ def test_an_exception_inside_leaves_no_hook(model, inputs):
     def fail(x):
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), capture(model, "**"), edit(model, {"final_layer": fail}):
+    with pytest.raises(ZeroDivisionError), capture(model, "**"), patch(model, {"final_layer": fail}):
         model(*inputs())
     assert not any(module._forward_hooks for module in model.modules())
 

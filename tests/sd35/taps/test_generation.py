@@ -1,9 +1,9 @@
-"""Steps and branches of a guided generation, as captures and edits see them."""
+"""Steps and branches of a guided generation, as captures and patches see them."""
 
 import pytest
 import torch
 
-from sd35.taps import TapError, capture, edit
+from sd35.taps import TapError, capture, patch
 
 TAP = "joint_blocks.1.x"
 
@@ -62,7 +62,7 @@ def test_unknown_steps_and_branches(model, generate, inputs):
         with pytest.raises(TapError, match="whole numbers"):
             capture(model, TAP, steps=steps)
     with (
-        pytest.raises(TapError, match=r"run the transformer through .*with `velocity\.step` set"),
+        pytest.raises(TapError, match=r"run the transformer through .*with sigmas="),
         capture(model, TAP, steps=[0]),
     ):
         model(*inputs())
@@ -73,9 +73,9 @@ def test_unknown_steps_and_branches(model, generate, inputs):
         generate(model, guidance_scale=1.0)
 
 
-def test_an_edit_of_one_branch_leaves_the_other(model, generate):
+def test_a_patch_of_one_branch_leaves_the_other(model, generate):
     with (
-        edit(model, {"joint_blocks.0.x": lambda x: x + 1}, branch="cond"),
+        patch(model, {"joint_blocks.0.x": lambda x: x + 1}, branch="cond"),
         capture(model, TAP, steps=[0]) as after,
     ):
         generate(model)
@@ -85,8 +85,8 @@ def test_an_edit_of_one_branch_leaves_the_other(model, generate):
     assert not torch.equal(before.select(branch="cond")[TAP], after.select(branch="cond")[TAP])
 
 
-def test_an_edit_of_one_step_leaves_those_before(model, generate):
-    with edit(model, {TAP: torch.zeros_like}, steps=[1]), capture(model, TAP) as after:
+def test_a_patch_of_one_step_leaves_those_before(model, generate):
+    with patch(model, {TAP: torch.zeros_like}, steps=[1]), capture(model, TAP) as after:
         generate(model)
     with capture(model, TAP) as before:
         generate(model)
@@ -104,12 +104,12 @@ def test_patching_prompt_a_into_prompt_b(model, generate, solver):
     assert not torch.allclose(*pictures)
     with capture(model, "context_embedder", "conditioning") as taps:
         generate(model, 1, solver=solver)
-    with edit(model, {"context_embedder": taps, "conditioning": taps}):
+    with patch(model, {"context_embedder": taps, "conditioning": taps}):
         patched = generate(model, 2, solver=solver)
         again = generate(model, 2, solver=solver)
     assert torch.equal(patched, pictures[0])
     assert torch.equal(again, pictures[0])
-    with edit(model, {"context_embedder": taps}):
+    with patch(model, {"context_embedder": taps}):
         partly = generate(model, 2, solver=solver)
     assert not torch.allclose(partly, pictures[0])
     assert not torch.allclose(partly, pictures[1])
@@ -120,13 +120,13 @@ def test_patching_what_was_not_captured(model, generate, inputs):
         generate(model)
     with (
         pytest.raises(TapError, match=r"not captured for .* 0 uncond \(0,\), but for 0 cond \(0,\): narrow"),
-        edit(model, {TAP: taps}),
+        patch(model, {TAP: taps}),
     ):
         generate(model)
-    with edit(model, {TAP: taps}, steps=[0], branch="cond"):
+    with patch(model, {TAP: taps}, steps=[0], branch="cond"):
         generate(model)
     with (
         pytest.raises(TapError, match="inside a generation, and is put back outside one"),
-        edit(model, {TAP: taps}),
+        patch(model, {TAP: taps}),
     ):
         model(*inputs())

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from sd35.taps import TapError, capture, list_taps
-from textenc import CLIP, T5, CLIPConfig, T5Config
+from sd35.taps.outputs import ENCODED, parts_of
+from textenc import CLIP, T5, CLIPConfig, CLIPOutput, T5Config
 from vae import VAE, VAEConfig
 
 
 def test_lists_what_a_run_computes(model, inputs):
     listed = {tap.name: tap.shape for tap in list_taps(model, width=64, height=64, tokens=5, batch=2)}
-    with capture(model, "**") as taps:
+    with capture(model, "**", "**.logits") as taps:
         model(*inputs())
     assert listed == {name: tuple(tensor.shape) for name, tensor in taps.items()}
 
@@ -57,3 +58,23 @@ def test_costs_nothing_at_full_size(model):
 def test_other_modules_are_refused(model):
     with pytest.raises(TapError, match="MMDiT, VAE, CLIP or T5, got Linear"):
         list_taps(torch.nn.Linear(2, 2))
+
+
+def test_several_tensors_of_a_module_are_told_in_one_place(model, inputs):
+    """What `SEVERAL` says is what the modules give, in their order; the encoders' names are their own."""
+    assert tuple(part.name for part in ENCODED) == CLIPOutput._fields
+    outputs = {}
+    handles = [
+        module.register_forward_hook(lambda module, args, output: outputs.setdefault(module, output))
+        for module in model.modules()
+        if parts_of(module)
+    ]
+    model(*inputs())
+    for handle in handles:
+        handle.remove()
+    assert outputs
+    for module, output in outputs.items():
+        there = [tensor for tensor in output if tensor is not None]
+        assert len(there) == len(parts_of(module))
+        for tensor, part in zip(there, parts_of(module), strict=True):
+            assert tensor.ndim == len(part.meaning.dims)

@@ -1,0 +1,111 @@
+"""Options that say which model is loaded, where and how; and loading it."""
+
+import argparse
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .options import tell
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipeline import Pipeline
+    from ..settings import Settings
+
+SOURCES = ("text_encoders", "clip_l", "clip_g", "t5", "tokenizers", "vae")
+"""What may come from elsewhere than the model."""
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """What is loaded, where and how."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-m",
+        "--model",
+        metavar="SOURCE",
+        help="tiny (the default: the model that comes with this project), a .safetensors file, a folder, or "
+        "owner/name[@revision] on the Hugging Face Hub",
+    )
+    group.add_argument(
+        "--text-encoders", metavar="SOURCE", help="another source for text encoders and tokenizers"
+    )
+    group.add_argument("--vae", metavar="SOURCE", help="another source for the autoencoder")
+    group.add_argument(
+        "--tokenizers", metavar="SOURCE", help="another source for tokenizers: small files, no weights"
+    )
+    group.add_argument("--clip-l", metavar="SOURCE", help="another source for the text encoder CLIP-L")
+    group.add_argument("--clip-g", metavar="SOURCE", help="another source for the text encoder CLIP-G")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--t5", metavar="SOURCE", help="another source for T5, the largest text encoder")
+    which.add_argument("--no-t5", dest="t5", action="store_const", const=False, help="leave T5 out")
+    group.add_argument(
+        "--one-by-one", action="store_true", help="keep one text encoder in memory at a time, to save memory"
+    )
+    group.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto (the default): the fastest there is"
+    )
+    group.add_argument(
+        "--dtype", help="float32 (the default on a CPU), bfloat16 or float16; elsewhere the files' own"
+    )
+
+
+def load_pipeline(
+    args: argparse.Namespace,
+    settings: "Settings",
+    *,
+    dtype: str | None = None,
+    blocks: Iterable[int] = (),
+) -> "Pipeline":
+    """Load what `add_model`'s options ask for; and where they are silent, what a picture was made with.
+
+    Args:
+        args: the parsed arguments.
+        settings: of what is to be drawn. Those of an earlier picture say what that was made with.
+        dtype: in place of the picture's.
+        blocks: numbers of joint blocks that are to be looked into.
+
+    Raises:
+        ValueError: as `load`; or the model draws no such size or has no such blocks, before weights are read.
+    """
+    from ..attention import check_blocks
+    from ..device import as_device, as_dtype
+    from ..found import find
+    from ..loading import load_found
+    from ..size import check_size
+
+    made = settings.made_with
+    device = as_device(args.device)
+    with_t5 = made.get("t5") != "no" if args.t5 is None else args.t5 is not False
+    chosen = {name: getattr(args, name) or made.get(f"{name}_source") for name in SOURCES}
+    options: dict[str, Any] = {name: place for name, place in chosen.items() if place}
+    options |= {} if with_t5 else {"t5": False}
+    found = find(args.model or settings.model or "tiny", **options)
+    width, height = settings.width or found.size.width, settings.height or found.size.height
+    check_size(width, height, found.mmdit, found.vae)
+    check_blocks(blocks, found.mmdit.depth)
+    pipe = load_found(
+        found, device, as_dtype(args.dtype or dtype) or _dtypes(made), one_by_one=args.one_by_one
+    )
+    named = args.model is not None or any(getattr(args, name) is not None for name in SOURCES)
+    if not named and made.get("weights", found.fingerprint) != found.fingerprint:
+        tell([f"the weights in {found.model} are not those that this picture was drawn with"])
+    drawn_on = made.get("device", device.type)
+    if args.device == "auto" and dtype is None and drawn_on != device.type:
+        tell(
+            [
+                f"this was drawn on {drawn_on}, and is computed on {device.type}, which rounds otherwise: "
+                "expect small differences"
+            ]
+        )
+    return pipe
+
+
+def _dtypes(made_with: Mapping[str, str]) -> "dict[str, torch.dtype | None] | None":
+    """What each part of a picture's model computed in; None where nothing tells."""
+    from weights.parts import PARTS
+
+    from ..device import as_dtype
+
+    if "dtype" not in made_with:
+        return None
+    return {part: as_dtype(made_with.get(f"{part}_dtype", made_with["dtype"])) for part in PARTS}

@@ -1,0 +1,212 @@
+"""From a source to the parts of a model: look once, by headers alone (`find`), then `read` the weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from mmdit import MMDiT, MMDiTConfig
+from vae import VAE, VAEConfig
+from weights import MissingComponent, Source, resolve
+from weights.build import check_fit
+from weights.component import Component
+from weights.load import join_textenc, load_component, read_tokenizer, widths_of
+from weights.parts import PARTS
+
+from .device import as_device
+from .errors import SettingsError
+from .model import Model
+from .size import Size, native_size
+
+PAGES, PAGE = 64, 4096
+"""How much of a file is looked at to tell it from others: so many pages of so many bytes, evenly spaced.
+Every training changes them all."""
+ENCODERS = ("clip_l", "clip_g", "t5")
+Place = str | Path
+"""A source: "tiny", a file, a folder, or a name on the Hugging Face Hub."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a model is made of, seen to be whole by the headers of its files."""
+
+    model: str
+    """The source: an absolute path where it is on this machine."""
+    components: Mapping[str, Component]
+    """Part to what it is made of; encoders that are left out are not here."""
+    modules: Mapping[str, nn.Module]
+    """Part to the empty module that it fits, on the meta device."""
+    tokenizers: Mapping[str, Any]
+    size: Size
+    """What the model was trained at."""
+    sources: Mapping[str, str]
+    """Where those parts and tokenizers come from that are of another source than `model`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash by which other weights are told: of each file's header, length, and a few of its pages."""
+        digest = sha256()
+        for part, component in sorted(self.components.items()):
+            for file in component.files:
+                path = component.unit.folder.path(file)
+                length = path.stat().st_size
+                digest.update(f"{part} {length}".encode())
+                with path.open("rb") as opened:
+                    for page in range(PAGES):
+                        opened.seek(page * length // PAGES)
+                        digest.update(opened.read(PAGE))
+        return digest.hexdigest()[:32]
+
+    @property
+    def mmdit(self) -> MMDiTConfig:
+        """The sizes of the transformer."""
+        return cast(MMDiT, self.modules["mmdit"]).config
+
+    @property
+    def vae(self) -> VAEConfig:
+        """The sizes of the autoencoder."""
+        return cast(VAE, self.modules["vae"]).config
+
+
+def find(
+    source: Place,
+    *,
+    text: bool = True,
+    text_encoders: Place | None = None,
+    clip_l: bool | Place = True,
+    clip_g: bool | Place = True,
+    t5: bool | Place = True,
+    tokenizers: Place | None = None,
+    vae: Place | None = None,
+) -> Found:
+    """Look into the headers of a model's files, each source once, and read its tokenizers, not its weights.
+
+    Args:
+        source: as in `sd35.load`, like all others.
+        text: False leaves all text encoders out.
+        text_encoders: another source for the text encoders and their tokenizers.
+        clip_l: False leaves this encoder out; another source takes it from there.
+        clip_g: the same for CLIP-G.
+        t5: the same for T5.
+        tokenizers: another source for the tokenizers.
+        vae: another source for the autoencoder.
+
+    Raises:
+        CheckpointError: as `sd35.load`.
+    """
+    asked = {"clip_l": clip_l, "clip_g": clip_g, "t5": t5} if text else {}
+    main, home = place_of(source), place_of(text_encoders or source)
+    places = {"mmdit": main, "vae": place_of(vae or source)}
+    places |= {
+        part: home if own is True else place_of(own) for part, own in asked.items() if own is not False
+    }
+    words = place_of(tokenizers) if tokenizers is not None else None
+    opened = _opened(places, [main, words] if words is not None else [main])
+    components = {part: _component(opened[place], part) for part, place in places.items()}
+    modules = {part: check_fit(component) for part, component in components.items()}
+    # A weights file holds no tokenizer: the encoder's own source is asked first, then the model's.
+    vocabularies = {
+        part: _tokenizer(part, [opened[words]] if words is not None else [opened[places[part]], opened[main]])
+        for part in places
+        if part in ENCODERS
+    }
+    others = {part: place for part, place in places.items() if place != (home if part in ENCODERS else main)}
+    others |= {"text_encoders": home} if asked and home != main else {}
+    others |= {"tokenizers": words} if asked and words is not None else {}
+    return Found(main, components, modules, vocabularies, native_size(components["mmdit"]), others)
+
+
+def read(
+    found: Found,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | Mapping[str, torch.dtype | None] | None = None,
+    *,
+    one_by_one: bool = False,
+) -> Model:
+    """Read the weights of a model that was found.
+
+    Args:
+        found: what `find` gave.
+        device: as in `sd35.load`.
+        dtype: as in `sd35.load`.
+        one_by_one: as in `sd35.load`.
+
+    Raises:
+        SettingsError: there is no such device, or no such part.
+        CheckpointError: weights are not finite, or a file cannot be read.
+    """
+    device = as_device(device)
+    dtypes = _dtypes(device, dtype)
+
+    def one(part: str) -> nn.Module:
+        return load_component(found.components[part], device, dtypes[part], found.modules[part])
+
+    encoders = {part: found.components[part] for part in ENCODERS if part in found.components}
+    text = None
+    if encoders:
+        widths = widths_of(found.components)
+        text = join_textenc(
+            encoders, found.modules, found.tokenizers, widths, device, dtypes, one_by_one=one_by_one
+        )
+    return Model(
+        mmdit=cast(MMDiT, one("mmdit")),
+        vae=cast(VAE, one("vae")),
+        text=text,
+        model=found.model,
+        size=found.size,
+        sources=found.sources,
+        weights=found.fingerprint,
+    )
+
+
+def place_of(source: Place) -> str:
+    """A source by a name that is good in every folder: an absolute path for what is on this machine."""
+    if source == "tiny":
+        return "tiny"
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() or path.is_symlink() else str(source)
+
+
+def _dtypes(
+    device: torch.device, dtype: torch.dtype | Mapping[str, torch.dtype | None] | None
+) -> dict[str, torch.dtype | None]:
+    """What each part is computed in; None is what its files hold."""
+    if isinstance(dtype, Mapping) and (unknown := sorted(dtype.keys() - PARTS.keys())):
+        raise SettingsError(f"dtype is of the parts {', '.join(PARTS)}; got {', '.join(unknown)}")
+    usual = torch.float32 if device.type == "cpu" else None
+    asked = dtype if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
+    return {part: asked.get(part) or usual for part in PARTS}
+
+
+def _opened(places: Mapping[str, str], others: list[str]) -> dict[str, Source]:
+    """Each source, looked into once for the parts that are wanted of it."""
+    wanted: dict[str, list[str]] = {place: [] for place in [*places.values(), *others]}
+    for part, place in places.items():
+        wanted[place].append(part)
+    return {place: resolve(place, parts) for place, parts in wanted.items()}
+
+
+def _component(source: Source, part: str) -> Component:
+    try:
+        return source.component(part)
+    except MissingComponent as error:
+        raise _with_option(error) from None
+
+
+def _tokenizer(part: str, sources: list[Source]) -> Any:
+    try:
+        return read_tokenizer(part, sources)
+    except MissingComponent as error:
+        raise _with_option(error) from None
+
+
+def _with_option(error: MissingComponent) -> MissingComponent:
+    """Say how the other source is named, in Python and on the command line."""
+    if error.part == "mmdit":
+        return error
+    option = error.part.replace("_", "-")
+    return MissingComponent(f"{error} ({error.part}= in Python, --{option} on the command line)", error.part)

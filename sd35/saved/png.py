@@ -1,0 +1,132 @@
+"""The settings of a picture inside its PNG file.
+
+Two text chunks: `parameters`, the lines that many tools write and show, for people; and `sd35`, the JSON of
+`Settings`, from which the picture can be made again.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from vae.image import png_chunks, save_png16, to_pil, without_text
+
+from ..errors import SettingsError
+from ..settings import Settings
+from .write import check_output, written
+
+CHUNK = "sd35"
+COMMON = "parameters"
+
+
+def png_info(settings: Settings) -> PngImagePlugin.PngInfo:
+    """The text chunks of a picture, as `PIL.Image.Image.save` takes them."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(COMMON, parameters(settings))
+    info.add_text(CHUNK, settings.to_json())
+    return info
+
+
+def parameters(settings: Settings) -> str:
+    """The settings of one picture in the common form: prompt, negative prompt, and a line of values.
+
+    Control characters, which a text chunk cannot hold, become spaces here; the JSON keeps them.
+    """
+    (prompt,) = settings.prompts
+    values = {
+        "Steps": settings.steps,
+        "Sampler": settings.solver,
+        "Schedule type": settings.schedule,
+        "CFG scale": f"{settings.guidance_scale:g}",
+        "Seed": "given noise" if settings.seed is None else settings.seed,
+        "Size": f"{settings.width}x{settings.height}",
+        "Model": Path(settings.model).stem or "unknown",
+        "Shift": f"{settings.schedule_shift:g}",
+        "Version": f"sd35 {settings.made_with.get('sd35', '')}".rstrip(),
+    }
+    lines = [_printable(prompt.text)]
+    if settings.negative.text:
+        lines.append(f"Negative prompt: {_printable(settings.negative.text)}")
+    lines.append(", ".join(f"{name}: {value}" for name, value in values.items()))
+    return "\n".join(lines)
+
+
+def check_pictures(path: str | Path, count: int, *, overwrite: bool, bits: int) -> list[Path]:
+    """See that pictures could be saved; what `save_pictures` raises is raised here.
+
+    Returns:
+        Their paths: the path itself for one, else with numbers before its suffix.
+    """
+    path = Path(path)
+    paths = [path]
+    if count > 1:
+        paths = [path.with_name(f"{path.stem}-{index:03d}{path.suffix}") for index in range(count)]
+    if bits not in (8, 16):
+        raise SettingsError(f"a PNG has 8 or 16 bits a channel, not {bits!r}")
+    check_output(paths, suffix=".png", overwrite=overwrite)
+    return paths
+
+
+def save_pictures(
+    image: Tensor,
+    path: str | Path,
+    settings: Sequence[Settings] | None,
+    *,
+    overwrite: bool = False,
+    bits: int = 8,
+) -> list[Path]:
+    """Write pictures as PNG, each whole or not at all.
+
+    Args:
+        image: (B, 3, H, W), nominally in [-1, 1].
+        path: of a single picture. Several are numbered: picture-000.png, picture-001.png.
+        settings: of each picture, to be written into it; None leaves them out.
+        overwrite: replace files that exist.
+        bits: 8, or 16 for pictures that are to be inverted.
+
+    Returns:
+        The paths of the pictures.
+
+    Raises:
+        SettingsError: the name does not end in .png, or `bits` is neither 8 nor 16.
+        OSError: a path cannot be written; FileExistsError where it exists. Nothing is written then.
+    """
+    paths = check_pictures(path, len(image), overwrite=overwrite, bits=bits)
+    for index, one in enumerate(paths):
+        info = None if settings is None else png_info(settings[index])
+        with written(one, overwrite=overwrite) as temporary:
+            if bits == 16:
+                save_png16(image[index], temporary, info)
+            else:
+                to_pil(image[index]).save(temporary, format="PNG", pnginfo=info)
+    return paths
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Read the settings of a picture that was saved with them.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+        SettingsError: it is no PNG, has no settings in it, or damaged ones.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no picture {path}")
+    with Path(path).open("rb") as file:
+        try:
+            with Image.open(without_text(file)) as picture:
+                picture.load()  # a file that was cut off is told
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damage
+            raise SettingsError(f"{path} cannot be read as a picture: {error}") from error
+        file.seek(0)
+        start = CHUNK.encode() + b"\0"
+        texts = [data for name, data in png_chunks(file) if name == b"tEXt" and data.startswith(start)]
+        text = texts[0].removeprefix(start).decode("latin-1") if texts else None
+    if text is None:
+        raise SettingsError(f"{path} holds no settings: it was not made here, or was saved without them")
+    return Settings.from_json(text)
+
+
+def _printable(text: str) -> str:
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", " ", text)

@@ -1,0 +1,206 @@
+"""What is given to be inverted or edited, what it tells of how it was made, and whether the two fit."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flow import Closeness, Companion
+
+from .. import fields
+from ..errors import SettingsError
+from ..images import Picture, as_image
+from ..model import Model
+from ..saved.png import read_settings
+from ..saved.state import State
+from ..settings import LATENT, NOT_TAKEN, SIZE_UNIT, Settings, settings_of
+
+Data: TypeAlias = Picture | State
+"""Pictures, latents (B, 16, h, w), a saved state, or the path of a picture or of a state."""
+
+ENCODERS = ("t5", "text_encoders_source", "clip_l_source", "clip_g_source", "t5_source", "weights")
+"""What a picture was made with that decides where a solver goes, beside the model."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures or latents, and what is known of the generation that they came from."""
+
+    image: Tensor | None
+    """(B, 3, H, W) in [-1, 1], or None."""
+    latents: Tensor | None
+    """(B, 16, h, w), or None."""
+    saved: Settings | None = None
+    companion: Companion | None = None
+    noise: Tensor | None = None
+    name: str = "this picture"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        height, width = (side * (LATENT if self.image is None else 1) for side in self.data.shape[2:])
+        return width, height
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return len(self.data)
+
+    @property
+    def data(self) -> Tensor:
+        """The image, or the latents where there is none."""
+        data = self.latents if self.image is None else self.image
+        assert data is not None
+        return data
+
+
+def open_source(data: Data) -> Source:
+    """Tell pictures from latents, read what files hold, and see that the size is one that is drawn.
+
+    Raises:
+        OSError: there is no such file.
+        SettingsError: a state without latents, a size that no generation has, or neither picture nor latents.
+    """
+    if isinstance(data, str | Path):
+        return _read(Path(data))
+    if isinstance(data, State):
+        if data.latents is None:
+            raise SettingsError("this state holds noise and no latents: there is nothing to invert")
+        return Source(None, data.latents, data.settings, data.companion, data.noise, "this state")
+    if isinstance(data, np.ndarray) and data.ndim == 4:
+        data = torch.from_numpy(data)
+    if isinstance(data, Tensor):
+        if data.ndim != 4 or not data.is_floating_point() or not data.numel():
+            raise SettingsError(
+                f"expected pictures (B, 3, H, W) or latents (B, 16, h, w), got {data.dtype} "
+                f"{tuple(data.shape)}"
+            )
+        if data.shape[1] != 3:
+            _check_sides(data, LATENT)
+            return Source(None, data, name="these latents")
+    image = as_image(data)
+    _check_sides(image)
+    return Source(image, None)
+
+
+def _read(path: Path) -> Source:
+    if path.suffix == ".safetensors":
+        state = State.load(path)
+        if state.latents is None:
+            raise SettingsError(f"{path} holds noise and no latents: there is nothing to invert")
+        return replace(open_source(state), name=str(path))
+    image = as_image(path)
+    _check_sides(image)
+    try:
+        saved = read_settings(path)
+    except SettingsError:  # a picture from elsewhere: whoever asks has to tell
+        saved = None
+    return Source(image, None, saved, name=str(path))
+
+
+def _check_sides(data: Tensor, factor: int = 1) -> None:
+    height, width = (factor * side for side in data.shape[2:])
+    if height % SIZE_UNIT or width % SIZE_UNIT:
+        raise SettingsError(
+            f"a picture of {width} x {height} is none of this model's: its sides must be multiples of "
+            f"{SIZE_UNIT}. vae.image.fit scales and crops, but no generation ended there"
+        )
+
+
+def source_settings(source: Source, given: dict[str, Any]) -> Settings:
+    """The settings that a source was made with: its own but for what is given.
+
+    Args:
+        source: what is there.
+        given: settings of a generation by name.
+
+    Raises:
+        SettingsError: nothing tells the prompt; a setting that the source decides by itself; settings of
+            another size or number; and as `settings_of`.
+    """
+    if taken := [name for name in NOT_TAKEN if name in given]:
+        raise SettingsError(f"{', '.join(taken)}: that is told by the picture itself; leave it out")
+    if source.saved is not None:
+        settings = settings_of(given, source.saved)
+    elif "prompts" in given:
+        settings = settings_of({"seed": None, **given})
+        if len(settings.prompts) == 1:
+            settings = replace(settings, images_per_prompt=source.count)
+    else:
+        raise SettingsError(
+            f"{source.name}: which prompt was it drawn from? Give it (to sd35 edit as --source-prompt); "
+            "only what was saved here carries its settings"
+        )
+    width, height = source.size
+    if (settings.width or width, settings.height or height) != (width, height):
+        raise SettingsError(
+            f"the settings are those of {settings.width} x {settings.height}, and this has {width} x {height}"
+        )
+    if source.count != settings.images:
+        raise SettingsError(f"the settings are those of {settings.images} pictures, got {source.count}")
+    return replace(settings, width=width, height=height)
+
+
+def fitted(model: Model, source: Source, settings: Settings) -> Settings:
+    """The settings of a source, complete, where its pictures or latents are of the model's kind.
+
+    Raises:
+        SettingsError: they do not.
+    """
+    channels, data = model.mmdit.config.channels, source.data
+    if source.image is None and data.shape[1] != channels:
+        raise SettingsError(
+            f"expected pictures (B, 3, H, W) or latents (B, {channels}, h, w), "
+            f"got {data.dtype} {tuple(data.shape)}"
+        )
+    return model.complete(settings)
+
+
+def differences(saved: Settings, settings: Settings, noise: Closeness | None = None) -> tuple[str, ...]:
+    """One line for each setting that makes another flow of the saved one, and one for what that cost.
+
+    Args:
+        saved: of the generation.
+        settings: of the inversion.
+        noise: how near the noise that was found is to that of the generation, where this is known.
+    """
+    now = settings.flow
+    lines = [
+        f"{name.replace('_', ' ')}: not what the picture was drawn with. That is another flow, and leads to "
+        "other noise: it draws this picture under these settings, but is not what the picture came from"
+        for name, was in saved.flow.items()
+        if was != now[name]
+    ]
+    made = {name: (saved.made_with.get(name), settings.made_with.get(name)) for name in ENCODERS}
+    if None in made["weights"]:  # not known of one of the two
+        del made["weights"]
+    lines += [
+        f"{name.replace('_', ' ')}: {was or 'none'} when the picture was drawn, {now or 'none'} here. "
+        + ("That" if name in ("t5", "weights") else "Unless these are the same weights, that")
+        + " is another flow"
+        for name, (was, now) in {"model": (saved.model, settings.model), **made}.items()
+        if was != now
+    ]
+    if lines and noise is not None:
+        lines.append(
+            f"so the noise found is at {noise.total_psnr:.1f} dB and a cosine of {noise.total_cosine:.2f} to "
+            "that of the generation; invert without the differences to compare"
+        )
+    return tuple(lines)
+
+
+def same_flow(one: Settings, other: Settings | None) -> bool:
+    """Whether two settings make one flow."""
+    return other is not None and one.flow == other.flow
+
+
+def parted(request: type, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is given, as settings of a task and as settings of a generation."""
+    own = fields.table(request)
+    return (
+        {name: value for name, value in given.items() if name in own},
+        {name: value for name, value in given.items() if name not in own},
+    )

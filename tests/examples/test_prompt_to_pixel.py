@@ -1,0 +1,44 @@
+"""The example that shows the whole draws what the pipeline draws, with nothing but the parts."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from weights.source import TINY
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "prompt_to_pixel.py"
+PROMPT = "a red circle on a white background"
+
+
+@pytest.mark.skipif(not list(TINY.glob("*.safetensors")), reason="the embedded model's weights are not here")
+def test_it_draws_the_picture_of_the_pipeline_to_the_last_bit(tmp_path, capsys) -> None:
+    import sd35
+
+    spec = importlib.util.spec_from_file_location("prompt_to_pixel", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    result = sd35.load("tiny").generate(PROMPT, seed=3, steps=4, guidance_scale=2.5)
+    assert torch.equal(module.draw(PROMPT, "tiny", seed=3, steps=4, guidance_scale=2.5), result.image)
+    path = tmp_path / "circle.png"
+    module.main([PROMPT, "--seed", "3", "--steps", "4", "--cfg", "2.5", "-o", str(path)])
+    assert capsys.readouterr().out == f"{path}\n"
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(result.images[0]))
+
+
+def test_it_is_made_of_the_parts_alone() -> None:
+    tree = ast.parse(EXAMPLE.read_text(encoding="utf-8"))
+    imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {
+        alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert {name.split(".")[0] for name in imported} == {
+        *("argparse", "collections", "torch"),
+        *("flow", "vae", "weights"),
+    }
