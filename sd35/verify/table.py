@@ -6,7 +6,7 @@ from .runner import Check
 
 WHY = (
     "Processors differ in the last bit of exp, sin and cos, and timestep 1000 makes 1e-4 of it. So stages\n"
-    "read the reference's sinusoids; `from sigma` reads this machine's, and their difference widens its bound."
+    "read the reference's sinusoids; `from sigma` reads this machine's: their difference widens its bound."
 )
 HEADER = ("stage", "absolute", "relative", "bound", "", "time")
 
