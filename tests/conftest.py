@@ -1,6 +1,7 @@
 """What every test may ask for."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sd35.verify.sinusoids import Sinusoids
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# Here and in child processes: with models this small, more threads wait for one another and burn what they wait.
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "reference"
 

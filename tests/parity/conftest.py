@@ -137,9 +137,9 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(autouse=True, params=[0, 1, 2], ids=["here", "other1", "other2"])
+@pytest.fixture(autouse=True, params=[0, 1], ids=["here", "elsewhere"])
 def _one_thread_and_no_grad(request: pytest.FixtureRequest, other_processor: Callable) -> Iterator[None]:
-    """Sums in one order on every machine, and no graph; on this processor, and on two others."""
+    """Sums in one order on every machine, and no graph; on this processor, and as on another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.no_grad(), other_processor(request.param) if request.param else nullcontext():
