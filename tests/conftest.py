@@ -1,11 +1,22 @@
 """What every test may ask for."""
 
 import importlib.util
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sd35.verify.sinusoids import Sinusoids
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# Here and in child processes: with models this small, more threads wait for one another and burn what they wait.
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "reference"
 
@@ -18,14 +29,57 @@ def shared_reference() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="session")
-def judge() -> ModuleType:
-    """tests/judge.py, by its path: `tests` is no package, and an installed one may bear its name."""
-    path = Path(__file__).with_name("judge.py")
-    spec = importlib.util.spec_from_file_location("judge", path)
+def module_beside(name: str) -> ModuleType:
+    """A module of this folder by its path: `tests` is no package, and an installed one may bear its name."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["judge"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def judge() -> ModuleType:
+    """tests/judge.py."""
+    return module_beside("judge")
+
+
+@pytest.fixture(scope="session")
+def other_processor() -> Callable:
+    """`with other_processor(seed)`: compute as another processor might; see tests/processor.py."""
+    return module_beside("processor").other_processor
+
+
+@pytest.fixture(scope="session")
+def original_sinusoids(shared_reference: Path) -> Callable[[Tensor], Sinusoids]:
+    """The sinusoids of noise levels as they were where the original implementation ran.
+
+    Those of ten timesteps are stored. Of others they are computed from the same frequencies, which the stored
+    ones tell, in float64, and rounded once.
+    """
+    with safe_open(shared_reference / "parity" / "tables.safetensors", "pt") as file:
+        timestep, values = file.get_tensor("timestep/in"), file.get_tensor("timestep/embedding256")
+    omega = frequencies(timestep.float(), values)
+
+    def of(sigma: Tensor) -> Sinusoids:
+        wanted = (1000 * sigma.double()).float()
+        angles = (wanted[:, None] * omega).double()
+        computed = torch.cat([angles.cos(), angles.sin()], dim=1).float()
+        for row, found in zip(values, timestep, strict=True):
+            computed[wanted == found] = row
+        return Sinusoids(sigma, computed)
+
+    return of
+
+
+def frequencies(timestep: Tensor, values: Tensor) -> Tensor:
+    """The float32 frequencies whose sinusoids at (n,) timesteps are nearest to (n, 2 m) values: (m,)."""
+    half = values.shape[1] // 2
+    formula = (10000 ** -(torch.arange(half, dtype=torch.float64) / half)).float()
+    near = (formula.view(torch.int32) + torch.arange(-16, 17, dtype=torch.int32)[:, None]).view(torch.float32)
+    angles = (timestep[:, None, None] * near).double()  # (n, 33, m)
+    error = (angles.cos() - values[:, None, :half]).abs() + (angles.sin() - values[:, None, half:]).abs()
+    return near.gather(0, error.amax(dim=0).argmin(dim=0, keepdim=True))[0]

@@ -58,7 +58,6 @@ def run(script: str, folder: Path, *arguments: str, **environment: str) -> subpr
         env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
         check=False,
     )
 

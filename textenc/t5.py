@@ -10,7 +10,6 @@ float16 weights the product and its projection `wo` are float32 too. Nothing is 
 float64 all of it is a no-op, and in bfloat16 it costs little and keeps the sum of 48 branches exact.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -263,12 +262,23 @@ def relative_bucket(distance: Tensor, *, num_buckets: int) -> Tensor:
     per_sign = num_buckets // 2
     exact = per_sign // 2
     after, distance = (distance > 0).long() * per_sign, distance.abs()
-    # float32, as in both references even in a float64 run: the truncation decides by the last bit
-    steps = (
-        torch.log(distance.clamp(min=1).float() / exact) / math.log(MAX_DISTANCE / exact) * (per_sign - exact)
-    )
-    far = (exact + steps.long()).clamp(max=per_sign - 1)
+    starts = torch.tensor(_bucket_starts(exact, per_sign - exact), device=distance.device)
+    far = exact - 1 + torch.bucketize(distance, starts, right=True)
     return after + torch.where(distance < exact, distance, far)
+
+
+def _bucket_starts(exact: int, count: int) -> list[int]:
+    """The smallest distance in each logarithmic bucket: (d / exact)ᶜ >= (128 / exact)ⁱ, in integers.
+
+    The references take float32 logarithms. At 16, 32 and 64 the formula is a whole number, and a logarithm
+    that is one unit in the last place smaller, as another processor may have it, would fall into the bucket
+    before; with integers all processors compute what the references do on those where they are right.
+    """
+    distances = range(exact, MAX_DISTANCE + 1)
+    return [
+        next(d for d in distances if d**count * exact**i >= exact**count * MAX_DISTANCE**i)
+        for i in range(count)
+    ]
 
 
 def _fold_token_table(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

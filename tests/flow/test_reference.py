@@ -9,12 +9,13 @@ from safetensors import safe_open
 from flow import SkipLayer, guided, sigmas, skip_layer, solve
 from flow.solvers import SOLVERS
 from mmdit import MMDiT, MMDiTConfig
+from sd35.verify.sinusoids import stand_in
 
 PREFIX = "weights/base/model.diffusion_model."
 
 
 @pytest.fixture(scope="module")
-def original(shared_reference):
+def original(shared_reference, original_sinusoids):
     """The stored run and its model, (tensors, config, model)."""
     folder = shared_reference / "parity"
     with safe_open(folder / "guidance_cfg_slg.safetensors", "pt") as file:
@@ -25,6 +26,7 @@ def original(shared_reference):
         weights = {name.removeprefix(PREFIX): file.get_tensor(name).float() for name in names}
     model = MMDiT(MMDiTConfig.from_shapes({name: tensor.shape for name, tensor in weights.items()}))
     model.load_state_dict(weights)
+    stand_in(model.t_embedder.mlp, original_sinusoids(tensors["in/sigmas"]))
     return tensors, config, model.eval().requires_grad_(requires_grad=False)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from sd35.verify.sinusoids import Sinusoids
 
 LIMITS = {torch.float32: 2e-6, torch.float64: 1e-12}
 """Largest error that parity allows, relative to the largest magnitude of what is compared.
@@ -35,6 +37,13 @@ class Reference:
             for name, tensor in self.tensors.items()
             if name.startswith(prefix)
         }
+
+    @property
+    def sinusoids(self) -> Sinusoids:
+        """What the reference embedded of its noise levels."""
+        values = self["in/sinusoids"]
+        levels = "in/sigma" if "in/sigma" in self.tensors else "in/sigmas"
+        return Sinusoids(self[levels][: len(values)], values)
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
         """The weights under `prefix` in float32, which holds what the file stores exactly."""
@@ -123,11 +132,16 @@ def precision(request: pytest.FixtureRequest) -> tuple[torch.dtype, float]:
     return request.param, LIMITS[request.param]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_and_no_grad() -> Iterator[None]:
-    """Sums in one order on every machine, and no graph."""
+@pytest.fixture(params=LIMITS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(autouse=True, params=[0, 1], ids=["here", "elsewhere"])
+def _one_thread_and_no_grad(request: pytest.FixtureRequest, other_processor: Callable) -> Iterator[None]:
+    """Sums in one order on every machine, and no graph; on this processor, and as on another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.no_grad():
+    with torch.no_grad(), other_processor(request.param) if request.param else nullcontext():
         yield
     torch.set_num_threads(threads)

@@ -6,6 +6,9 @@ Each file holds `weights/*` under the official keys, `in/*`, and what the refere
 `out/*` in float32, `out64/*` in float64, and `act64/*`, activations in float64 named by the path of this
 project's module that computes the same. The header names the versions, the seed and the sizes.
 
+`in/sinusoids` are those of the timesteps, float32 in every run. Their last bits depend on the processor that
+runs this script; what is stored beside them was computed from them.
+
 Diffusers' RMSNorm and transformers' T5LayerNorm take their mean square in float32 even in a float64 run;
 `float64_statistics` lifts that, so that act64 and out64 are float64 throughout. What the references give
 without it is kept too, as `out64_float32_statistics/*`.
@@ -70,6 +73,11 @@ def transformer_inputs(sizes: shapes.TransformerSizes, seed: int) -> Tensors:
     }
 
 
+def sinusoids(model: nn.Module, sigma: Tensor) -> Tensor:
+    """What diffusers' transformer, or ControlNet, embeds of these noise levels: (n, 256), float32."""
+    return model.time_text_embed.time_proj(1000 * sigma)
+
+
 def velocity(
     model: nn.Module, inputs: Tensors, dtype: torch.dtype, latents: str = "in/latents", **kwargs: object
 ) -> Tensor:
@@ -89,6 +97,7 @@ def transformer_file(name: str, sizes: shapes.TransformerSizes) -> tuple[Tensors
     """One transformer: its blocks, its velocity, skipped layers, and diffusers' own low precision."""
     weights, model = models.transformer(sizes, SEEDS[name])
     inputs = transformer_inputs(sizes, SEEDS[name])
+    inputs["in/sinusoids"] = sinusoids(model, inputs["in/sigma"])
     taps = transformer_taps(sizes.depth)
     if sizes.qk_norm:
         for stream, norms in (("x_block", "norm_{}"), ("context_block", "norm_added_{}")):
@@ -120,6 +129,7 @@ def controlnet_file(base: nn.Module) -> Tensors:
     inputs = transformer_inputs(CONTROLNET, SEEDS["controlnet"])
     del inputs["in/latents_oddcrop"]
     inputs["in/control"] = inputs["in/latents"].flip(0) - 0.5
+    inputs["in/sinusoids"] = sinusoids(model, inputs["in/sigma"])
     result: Tensors = {}
     for dtype, suffix in PRECISIONS:
         model.to(dtype)

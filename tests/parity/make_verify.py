@@ -19,7 +19,7 @@ TARGET = Path(__file__).parents[2] / "sd35" / "verify" / "reference.safetensors"
 KEPT = {
     "mmdit_qknorm_dual": (
         "weights/*",
-        *(f"in/{name}" for name in ("latents", "sigma", "context", "pooled")),
+        *(f"in/{name}" for name in ("latents", "sigma", "sinusoids", "context", "pooled")),
         *(f"act64/{name}" for name in ("[xty]_embedder", "context_embedder", "final_layer")),
         *(f"act64/joint_blocks.?.{stream}" for stream in ("x", "context")),
         "out64/velocity",
@@ -42,6 +42,7 @@ KEPT = {
         "ids/*",
         "in/noise",
         "in/sigmas",
+        "in/sinusoids",
         "out64/velocity_guided",
         "out64/trajectory",
         "out/image",

@@ -115,7 +115,9 @@ def trajectory_file(folder: Path, transformer: nn.Module, vae: nn.Module) -> Non
     latents = run("latent")
     trajectory = torch.cat(states)
     handle.remove()
-    tensors |= {"in/noise": noise, "in/sigmas": pipe.scheduler.sigmas}
+    sigmas = pipe.scheduler.sigmas
+    tensors |= {"in/noise": noise, "in/sigmas": sigmas}
+    tensors["in/sinusoids"] = transformer.time_text_embed.time_proj(1000 * sigmas[:-1])
     tensors |= {"out/trajectory": trajectory, "out/latents": latents}
     tensors["out/velocity_uncond"], tensors["out/velocity_cond"] = velocities[0].chunk(2)
     z = latents / vae.config.scaling_factor + vae.config.shift_factor

@@ -9,30 +9,38 @@ import torch
 from torch import Tensor
 
 from mmdit import ControlNet, ControlNetConfig, MMDiT, MMDiTConfig, spread
+from sd35.verify.sinusoids import Sinusoids, stand_in
 
 
 def shapes_of(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in weights.items()}
 
 
-def transformer(weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype) -> MMDiT:
+def transformer(
+    weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype, sinusoids: Sinusoids
+) -> MMDiT:
     model = MMDiT(MMDiTConfig.from_shapes(shapes_of(weights), num_heads=num_heads))
     model.load_state_dict(weights)
+    stand_in(model.t_embedder.mlp, sinusoids)
     return model.to(dtype).eval()
 
 
-def controlnet(weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype) -> ControlNet:
+def controlnet(
+    weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype, sinusoids: Sinusoids
+) -> ControlNet:
     model = ControlNet(ControlNetConfig.from_shapes(shapes_of(weights), num_heads=num_heads))
     model.load_state_dict(weights)
+    stand_in(model.time_text_embed.timestep_embedder, sinusoids)
     return model.to(dtype).eval()
 
 
 def of_diffusers(reference, dtype: torch.dtype) -> tuple[dict[str, Tensor], MMDiT, ControlNet]:
     file, base = reference("controlnet"), reference("mmdit_qknorm_dual")
-    model = transformer(base.weights(), base.config["sizes"]["num_heads"], dtype)
+    model = transformer(base.weights(), base.config["sizes"]["num_heads"], dtype, file.sinusoids)
     inputs = {name: tensor.to(dtype) for name, tensor in file.under("in/").items()}
     inputs["sigma"] = file["in/sigma"]
-    return inputs, model, controlnet(file.weights(), file.config["sizes"]["num_heads"], dtype)
+    net = controlnet(file.weights(), file.config["sizes"]["num_heads"], dtype, file.sinusoids)
+    return inputs, model, net
 
 
 def residuals_of(net: ControlNet, base: MMDiT, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -68,14 +76,14 @@ def test_rules_differ(reference, error) -> None:
 
 
 @pytest.mark.parametrize("name", ["controlnet_8b_like", "controlnet_2b_like"])
-def test_every_block_as_in_the_original(name: str, golden, tapped, agree) -> None:
+def test_every_block_as_in_the_original(name: str, golden, original_sinusoids, tapped, agree) -> None:
     file, base_file = golden(name), golden("controlnet_8b_like")
-    base = transformer(
-        base_file.weights("base/model.diffusion_model."), file.config["base"]["num_heads"], torch.float32
-    )
+    sinusoids = original_sinusoids(file["in/sigma"])
+    weights = base_file.weights("base/model.diffusion_model.")
+    base = transformer(weights, file.config["base"]["num_heads"], torch.float32, sinusoids)
     weights = file.weights("controlnet/")
     weights["control_type"] = weights["control_type"].int()
-    net = controlnet(weights, file.config["num_heads"], torch.float32)
+    net = controlnet(weights, file.config["num_heads"], torch.float32, sinusoids)
     assert net.config.parallel == (file.config["kind"] == "2b")
 
     named = {

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import flow
 from mmdit import MMDiT, MMDiTConfig
 from mmdit.blocks import QKNorm
+from sd35.verify.sinusoids import Sinusoids, stand_in
 from textenc import CLIP, T5, CLIPConfig, T5Config
 from vae import VAE, VAEConfig
 
@@ -40,9 +41,11 @@ def loaded(model: nn.Module, file, dtype: torch.dtype):
     return model.to(dtype).eval()
 
 
-def transformer(file, dtype: torch.dtype) -> MMDiT:
+def transformer(file, dtype: torch.dtype, sinusoids: Sinusoids) -> MMDiT:
     config = MMDiTConfig.from_shapes(shapes_of(file), num_heads=file.config["sizes"]["num_heads"])
-    return loaded(MMDiT(config), file, dtype)
+    model = loaded(MMDiT(config), file, dtype)
+    stand_in(model.t_embedder.mlp, sinusoids)
+    return model
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def within(error):
 def test_velocity(name: str, dtype: torch.dtype, reference, within, error) -> None:
     """Within the bound, and no farther from float64 than diffusers is in the same dtype."""
     file = reference(name)
-    model = transformer(file, dtype)
+    model = transformer(file, dtype, file.sinusoids)
     actual = model(*(file[f"in/{part}"] for part in ("latents", "sigma", "context", "pooled")))
     assert actual.dtype == torch.float32  # that of the latents; the rounding happens inside
     expected = file["out64/velocity"]
@@ -96,7 +99,7 @@ def test_t5(dtype: torch.dtype, reference, within) -> None:
 def test_trajectory(reference, within) -> None:
     """The state and the noise level stay in float32 while the model computes in bfloat16."""
     file, dtype = reference("trajectory"), torch.bfloat16
-    model = transformer(reference("mmdit_qknorm_dual"), dtype)
+    model = transformer(reference("mmdit_qknorm_dual"), dtype, file.sinusoids)
     context, pooled = file["out/context"], file["out/pooled"]
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:

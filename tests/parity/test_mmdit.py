@@ -7,21 +7,31 @@ needs no such care. Diffusers attends over [x, context] where the original and t
 """
 
 from collections.abc import Callable
+from math import log
 
 import pytest
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from mmdit import MMDiT, MMDiTConfig, position_table
+from mmdit import MMDiT, MMDiTConfig, position_table, timestep_embedding
+from sd35.verify.sinusoids import Sinusoids, difference, reach, stand_in
 
 MODELS = ("mmdit_qknorm_dual", "mmdit_plain")
 
 
-def build(weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype = torch.float32) -> MMDiT:
+def build(
+    weights: dict[str, Tensor],
+    num_heads: int,
+    dtype: torch.dtype = torch.float32,
+    sinusoids: Sinusoids | None = None,
+) -> MMDiT:
+    """A model that reads these sinusoids in the place of its own; its own where none are given."""
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     model = MMDiT(MMDiTConfig.from_shapes(shapes, num_heads=num_heads))
     model.load_state_dict(weights)
+    if sinusoids is not None:
+        stand_in(model.t_embedder.mlp, sinusoids)
     return model.to(dtype).eval()
 
 
@@ -40,7 +50,7 @@ def diffusers(request: pytest.FixtureRequest, reference):
 
 
 def model_of(file, dtype: torch.dtype = torch.float32) -> MMDiT:
-    return build(file.weights(), file.config["sizes"]["num_heads"], dtype)
+    return build(file.weights(), file.config["sizes"]["num_heads"], dtype, file.sinusoids)
 
 
 def test_sizes_are_read_off_the_shapes(diffusers) -> None:
@@ -74,6 +84,41 @@ def test_velocity_as_in_diffusers(diffusers, precision, agree) -> None:
     agree(actual, diffusers.under("out64/" if dtype == torch.float64 else "out/"), limit)
 
 
+def test_sinusoids_as_in_diffusers(diffusers) -> None:
+    """Each within what libraries of vector functions, and a timestep near 1000, can make of it."""
+    stored = diffusers.sinusoids
+    apart, allowed = difference(timestep_embedding(stored.sigma), stored)
+    assert (apart <= allowed).all()
+    assert allowed.max() < 4e-4
+    assert allowed[:, -1].max() < 3e-7  # a slow one
+
+
+def test_velocity_from_sigma_as_in_diffusers(diffusers, precision, error) -> None:
+    """From this processor's own sinusoids: no farther than what they differ by can move it."""
+    dtype, limit = precision
+    stored = diffusers.sinusoids
+    model = build(diffusers.weights(), diffusers.config["sizes"]["num_heads"], dtype)
+    moved, _ = difference(timestep_embedding(stored.sigma), stored)
+    far = reach(model.t_embedder.mlp, stored, moved, lambda: velocity(model, diffusers))
+    assert error(velocity(model, diffusers), diffusers["out64/velocity"]) <= limit + far
+    assert far < 1e-4
+
+
+@pytest.mark.parametrize("units", [12, -12])
+def test_mistaken_frequency_would_show(units: int, diffusers) -> None:
+    """One frequency off by four times as many units in the last place as libraries differ by."""
+    stored = diffusers.sinusoids
+    omega = torch.exp(-log(10000) * torch.arange(128, dtype=torch.float32) / 128)
+    for column in (1, 20, 40):
+        other = (omega[column].view(torch.int32) + units).view(torch.float32)
+        computed = stored.values.clone()
+        angles = (1000 * stored.sigma[:1].double()).float() * other
+        computed[:1, column], computed[:1, column + 128] = angles.cos(), angles.sin()
+        apart, allowed = difference(computed, stored)
+        assert (apart > allowed).any(), column
+        assert stored.rows(computed)[0] == -1, "it must not be exchanged for the right one"
+
+
 def test_float32_statistics(reference, error) -> None:
     """Diffusers as it is departs from float64 through its RMS statistics alone, by 1e-8; ours does not."""
     file = reference("mmdit_qknorm_dual")
@@ -99,12 +144,17 @@ def golden_inputs(model: MMDiT, file, latents: str = "in/x") -> tuple[Tensor, ..
     return file[latents].to(dtype), sigma, file["in/context"].to(dtype), file["in/y"].to(dtype)
 
 
-def golden_model(file, dtype: torch.dtype = torch.float32) -> MMDiT:
-    return build(file.weights("model.diffusion_model."), file.config["num_heads"], dtype)
+@pytest.fixture
+def golden_model(original_sinusoids) -> Callable[..., MMDiT]:
+    def of(file, dtype: torch.dtype = torch.float32) -> MMDiT:
+        sinusoids = original_sinusoids(file["in/timestep"].double() / 1000)
+        return build(file.weights("model.diffusion_model."), file.config["num_heads"], dtype, sinusoids)
+
+    return of
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_block_as_in_the_original(name: str, golden, tapped, agree) -> None:
+def test_every_block_as_in_the_original(name: str, golden, golden_model, tapped, agree) -> None:
     file = golden(name)
     model, expected = golden_model(file), file.under("act/")
     blocks = [f"joint_blocks.{i}" for i in range(model.config.depth)]
@@ -125,7 +175,7 @@ def test_every_block_as_in_the_original(name: str, golden, tapped, agree) -> Non
     assert len(actual) == len(GOLDEN_STAGES) + 2 * len(blocks) - 1 + 1 + 3
 
 
-def test_second_attention_as_in_the_original(golden, tapped, agree) -> None:
+def test_second_attention_as_in_the_original(golden, golden_model, tapped, agree) -> None:
     file = golden("mmdit_qknorm_dual")
     model, attention = golden_model(file), "joint_blocks.0.x_block.attn2"
     names = {"q": "ln_q", "k": "ln_k", "qkv": "qkv"}
@@ -141,7 +191,7 @@ def test_second_attention_as_in_the_original(golden, tapped, agree) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_velocity_as_in_the_original(name: str, precision, golden, tapped, agree) -> None:
+def test_velocity_as_in_the_original(name: str, precision, golden, golden_model, tapped, agree) -> None:
     dtype, limit = precision
     file = golden(name)
     model = golden_model(file, dtype)

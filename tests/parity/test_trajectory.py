@@ -9,6 +9,7 @@ from torch import Tensor
 
 import flow
 from mmdit import MMDiT, MMDiTConfig
+from sd35.verify.sinusoids import Sinusoids, stand_in
 from vae import VAE, VAEConfig
 from vae.image import to_uint8
 
@@ -19,9 +20,12 @@ def shapes_of(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in weights.items()}
 
 
-def transformer(weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype) -> MMDiT:
+def transformer(
+    weights: dict[str, Tensor], num_heads: int, dtype: torch.dtype, sinusoids: Sinusoids
+) -> MMDiT:
     model = MMDiT(replace(MMDiTConfig.from_shapes(shapes_of(weights)), num_heads=num_heads))
     model.load_state_dict(weights)
+    stand_in(model.t_embedder.mlp, sinusoids)
     return model.to(dtype).eval()
 
 
@@ -42,7 +46,8 @@ def diffusers(reference):
 def of_diffusers(file, reference, dtype: torch.dtype) -> tuple[Velocity, Velocity]:
     """The velocities with the prompt and with the negative prompt, whose encodings are stored."""
     model_file = reference("mmdit_qknorm_dual")
-    model = transformer(model_file.weights(), model_file.config["sizes"]["num_heads"], dtype)
+    num_heads = model_file.config["sizes"]["num_heads"]
+    model = transformer(model_file.weights(), num_heads, dtype, file.sinusoids)
     context, pooled = file["out/context"], file["out/pooled"]
     return conditioned(model, context[:1], pooled[:1]), conditioned(model, context[1:2], pooled[1:2])
 
@@ -109,10 +114,13 @@ def original(golden):
     return golden("guidance_cfg_slg")
 
 
-def of_the_original(file, golden, dtype: torch.dtype) -> dict[str, Velocity]:
-    """Velocities of the three passes: with the prompt, without, and with the prompt and layers left out."""
+@pytest.fixture
+def velocities(original, golden, original_sinusoids) -> dict[str, Velocity]:
+    """Of the three passes: with the prompt, without, and with the prompt and layers left out."""
+    file = original
     base = golden("controlnet_8b_like").weights("base/model.diffusion_model.")
-    model = transformer(base, file.config["model"]["num_heads"], dtype)
+    sinusoids = original_sinusoids(torch.cat([file["in/sigmas"], file["in/sigma_single"]]))
+    model = transformer(base, file.config["model"]["num_heads"], torch.float32, sinusoids)
     cond = file["in/context_cond"], file["in/y_cond"]
     return {
         "cond": conditioned(model, *cond),
@@ -121,9 +129,8 @@ def of_the_original(file, golden, dtype: torch.dtype) -> dict[str, Velocity]:
     }
 
 
-def test_guidance_as_in_the_original(original, golden, agree) -> None:
+def test_guidance_as_in_the_original(original, velocities, agree) -> None:
     """The original guides denoised states, diffusers and this project velocities: one result."""
-    velocities = of_the_original(original, golden, torch.float32)
     x, sigma = original["in/noise"], original["in/sigma_single"]
     passes = {name: velocity(x, sigma) for name, velocity in velocities.items()}
     passes["cfg"] = flow.guide(passes["cond"], passes["uncond"], original.config["cond_scale"])
@@ -136,10 +143,9 @@ def test_guidance_as_in_the_original(original, golden, agree) -> None:
     )
 
 
-def test_whole_trajectory_as_in_the_original(original, golden, agree) -> None:
+def test_whole_trajectory_as_in_the_original(original, velocities, agree) -> None:
     """Eight Euler steps with guidance; skip-layer guidance in the first of them, as listed in the file."""
-    config, velocities = original.config, of_the_original(original, golden, torch.float32)
-    sigmas = original["in/sigmas"]
+    config, sigmas = original.config, original["in/sigmas"]
     assert torch.equal(flow.sigmas(config["steps"], config["shift"]), sigmas)
     skipping = {
         float(sigmas[step]) for solver, step in config["steps_where_skip_pass_ran"] if solver == "euler"

@@ -39,11 +39,7 @@ def test_pictures_show_what_their_prompts_say(tiny, judge) -> None:
     assert sum(not one for one in faults) >= len(PAIRS) - 1, faults
 
 
-PLACES = [
-    f"a large red {kind} {place} on a white background"
-    for kind in ("circle", "square")
-    for place in ("at the top", "on the left")
-]
+PLACES = [f"a large red {what} on a white background" for what in ("circle at the top", "square on the left")]
 
 
 def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
@@ -62,13 +58,13 @@ def test_leapfrog_is_as_near_to_the_flow_as_euler(tiny) -> None:
     noise = sd35.draw_noise(generators(range(2)), tiny.latents_shape(None, None))
     table = flow.sigmas(28)
     with torch.inference_mode():
-        true = flow.solve(velocity, noise, flow.sigmas(40), "rk4")
+        true = flow.solve(velocity, noise, flow.sigmas(14), "rk4")
         leapfrog, euler = (flow.solve(velocity, noise, table, solver) for solver in ("leapfrog", "euler"))
     assert flow.closeness(leapfrog, true).total_psnr > flow.closeness(euler, true).total_psnr
 
 
 def test_the_autoencoder_gives_pictures_back(tiny) -> None:
     with torch.inference_mode():
-        decibels = psnr(tiny.vae, pictures(seeded(1, 8), 16, torch.device("cpu")))
+        decibels = psnr(tiny.vae, pictures(seeded(1, 8), 4, torch.device("cpu")))
     assert decibels.mean() > 34
     assert decibels.min() > 28

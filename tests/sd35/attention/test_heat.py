@@ -13,7 +13,7 @@ from sd35.attention import AttentionMaps, attention_maps, heat_share
 from sd35.tiny.scenes import COLOURS, KINDS
 
 WEIGHTS = Path(sd35.__file__).resolve().parents[1] / "weights" / "tiny"
-PROMPTS, STEPS = 50, 8
+PROMPTS, STEPS = 16, 8
 COLOUR_TOLERANCE = 60  # Euclidean, of 0 to 255; no two of the colours are nearer than 90
 
 
@@ -33,7 +33,7 @@ def pipe() -> sd35.Pipeline:
 
 
 def prompts() -> list[tuple[str, list[tuple[str, str]]]]:
-    """Fifty pictures of two shapes, and the kind and the colour of each."""
+    """Pictures of two shapes, and the kind and the colour of each."""
     generator = torch.Generator().manual_seed(0)
     kinds, colours = (list(permutations(names, 2)) for names in (KINDS, COLOURS))
     chosen = []
@@ -81,7 +81,7 @@ def test_heat_falls_on_the_shape(pipe):
         f"\n{len(shares)} shapes: {heat:.3f} of the heat on {area:.3f} of the area; more than even: {won:.2f}"
     )
     print("by block:", " ".join(f"{share:.3f}" for share in by_block))
-    assert len(shares) > 95  # of 100 shapes: all were drawn in their colour
+    assert len(shares) > 0.95 * 2 * PROMPTS  # all were drawn in their colour
     assert heat > 2.0 * area  # 2.30 measured
     assert won > 0.95  # 1.00 measured
     assert by_block.max() > 3.0 * area  # 3.56 measured, in block 4
