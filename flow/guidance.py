@@ -91,16 +91,18 @@ def guided(
     if not 0 <= low < high <= 1:
         raise FlowError(f"interval must be (low, high) within [0, 1], got {interval}")
 
+    everywhere = (low, high) == (0, 1)  # then no level is looked at, which on a GPU is to wait for it
+
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         inside = (sigma >= low) & (sigma <= high)
-        if guidance_scale == 1 or not inside.any():
+        if guidance_scale == 1 or not (everywhere or inside.any()):
             return cond(x, sigma)
         v_cond, v_uncond = together(x, sigma) if together else (cond(x, sigma), uncond(x, sigma))
         v_cond, v_uncond = wide(v_cond), wide(v_uncond)
         v = combine(v_cond, v_uncond, guidance_scale, x, sigma)
         for change in adjust:
             v = change(v, v_cond, x, sigma)
-        return torch.where(per_sample(inside.float(), v) > 0, v, v_cond)
+        return v if everywhere else torch.where(per_sample(inside.float(), v) > 0, v, v_cond)
 
     return velocity
 

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..show import shown
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -128,11 +130,17 @@ class InverseStep(NamedTuple):
     """(B, *S), the state where the generation's step began."""
     report: StepReport
 
+    def __repr__(self) -> str:
+        return shown(self)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Inversion:
     """The noise that an inversion found, and how."""
 
     noise: Tensor
     """(B, *S), the state at `sigmas[0]`, in the dtype of the data (float32 or better)."""
     report: Report
+
+    def __repr__(self) -> str:
+        return shown(self)
