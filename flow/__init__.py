@@ -5,6 +5,7 @@ order: path, convert, schedule, solvers/base, solvers/runge_kutta, guidance, obj
 and likelihood, or solvers/reversible and inverse/. docs/flows.md walks through it in two dimensions.
 """
 
+from .calibrate import Calibration, calibrate
 from .convert import Prediction, convert, probability_flow
 from .coupling import couple
 from .edit import flow_edit, toward_data, toward_noise
@@ -67,6 +68,7 @@ __all__ = [
     "SKIP_LAYER",
     "SOLVERS",
     "VE",
+    "Calibration",
     "Closeness",
     "Companion",
     "FlowError",
@@ -95,6 +97,7 @@ __all__ = [
     "apg",
     "bdia",
     "bitexact",
+    "calibrate",
     "cfg_zero",
     "cfm_loss",
     "closeness",

@@ -110,7 +110,9 @@ def sde(
 def normal(like: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
     """Standard normal noise shaped as `like` (B, *S), from one generator or from one for each sample."""
     if isinstance(generator, torch.Generator):
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like)
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(
+            like
+        )
     each = [
         torch.randn(x.shape, generator=g, dtype=x.dtype, device=g.device)
         for x, g in zip(like, generator, strict=True)
