@@ -1,17 +1,34 @@
 """Rectified flow, the mathematics alone: path, schedule, solvers, guidance, inverse, editing, objective.
 
 Everything works on velocity(x, sigma) and on states of any shape; nothing here knows a network. Reading
-order: path, schedule, solvers/base, solvers/runge_kutta, guidance, objective; then solvers/reversible and
-inverse/.
+order: path, convert, schedule, solvers/base, solvers/runge_kutta, guidance, objective; then coupling, reflow
+and likelihood, or solvers/reversible and inverse/. docs/flows.md walks through it in two dimensions.
 """
 
+from .calibrate import Calibration, calibrate
+from .convert import Prediction, convert, probability_flow
+from .coupling import couple
 from .edit import flow_edit, toward_data, toward_noise
 from .errors import FlowError, VelocityError
 from .guidance import apg, cfg_zero, guide, guided, plain, rescale, threshold, zero_start
 from .inverse import METHODS, InverseStep, Inversion, Method, Report, StepReport, inversion, invert, inverting
+from .likelihood import Likelihood, log_likelihood
 from .metrics import Closeness, closeness
-from .objective import cfm_loss, sample_sigmas
-from .path import denoised, interpolate, target
+from .objective import cfm_loss, loss_weights, sample_sigmas
+from .path import (
+    PATHS,
+    VE,
+    Path,
+    Rectified,
+    Scales,
+    VPCosine,
+    VPLinear,
+    VPLinearAlpha,
+    denoised,
+    interpolate,
+    target,
+)
+from .reflow import Pairs, first_step_loss, reflow_pairs, straightness
 from .schedule import sigmas, start_step
 from .skip_layer import SKIP_LAYER, SkipLayer, skip_layer
 from .solvers import (
@@ -47,36 +64,52 @@ from .solvers import (
 
 __all__ = [
     "METHODS",
+    "PATHS",
     "SKIP_LAYER",
     "SOLVERS",
+    "VE",
+    "Calibration",
     "Closeness",
     "Companion",
     "FlowError",
     "InverseStep",
     "Inversion",
+    "Likelihood",
     "Method",
+    "Pairs",
+    "Path",
+    "Prediction",
+    "Rectified",
     "Report",
+    "Scales",
     "SkipLayer",
     "Solution",
     "Solver",
     "Step",
     "StepReport",
     "Transition",
+    "VPCosine",
+    "VPLinear",
+    "VPLinearAlpha",
     "Velocity",
     "VelocityError",
     "ab2",
     "apg",
     "bdia",
     "bitexact",
+    "calibrate",
     "cfg_zero",
     "cfm_loss",
     "closeness",
     "companion_of",
+    "convert",
+    "couple",
     "denoised",
     "dopri5",
     "dpmpp_2m",
     "euler",
     "fireflow",
+    "first_step_loss",
     "flow_dpmpp_2m",
     "flow_edit",
     "guide",
@@ -89,10 +122,14 @@ __all__ = [
     "inverting",
     "last",
     "leapfrog",
+    "log_likelihood",
+    "loss_weights",
     "midpoint",
     "obelm",
     "on_grid",
     "plain",
+    "probability_flow",
+    "reflow_pairs",
     "rescale",
     "reversible_heun",
     "rk4",
@@ -102,6 +139,7 @@ __all__ = [
     "skip_layer",
     "solve",
     "start_step",
+    "straightness",
     "target",
     "threshold",
     "toward_data",

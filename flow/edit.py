@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import FlowError
 from .path import interpolate, per_sample
 from .precision import wide
-from .solvers.base import Step, Velocity, evaluate, prepare
+from .solvers.base import Step, Velocity, Watched, evaluate, prepare
 from .solvers.stochastic import normal
 
 
@@ -62,6 +62,8 @@ def flow_edit(
             f"average must be at least 1 and plain_steps 0 ... {count}, got {average} and {plain_steps}"
         )
 
+    source, target = watches = Watched(source), Watched(target)
+
     def steps(x: Tensor) -> Iterator[Step]:
         for number, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             if number < count - plain_steps:
@@ -76,6 +78,8 @@ def flow_edit(
                 v = evaluate(target, x, sigma, number)
             x = x + (sigma_next - sigma) * v
             yield Step(number, sigma, sigma_next, v, x)
+        for watch in watches:
+            watch.settle()
 
     return steps(data)
 

@@ -41,6 +41,7 @@ LIBRARIES = {
     "safetensors": ("weights/", "sd35/"),
     "huggingface_hub": ("weights/",),
     "tqdm": ("sd35/",),
+    "scipy": ("flow/coupling.py",),  # where optimal transport is asked for
 }
 """Library to the files or folders that may import it. What is not listed, nobody may."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FlowError, VelocityError
-from ..solvers.base import Velocity, evaluate, prepare
+from ..solvers.base import Velocity, evaluate, prepare, watched
 from ..solvers.table import lookup
 from .report import InverseStep, StepReport
 
@@ -39,7 +39,8 @@ def naive(
     velocity: Velocity, data: Tensor, sigmas: Tensor, *, solver: str = "euler", **options: Any
 ) -> Iterator[InverseStep]:
     """Run the solver over the flipped sigmas; Euler takes every velocity at the wrong end of its step."""
-    counted = Counted(velocity)
+    counted, (_, table) = Counted(velocity), prepare(data, sigmas)
+    levels = table.tolist()
     steps = lookup(solver).run(counted, data, sigmas.flip(0), **options)
 
     def inverse() -> Iterator[InverseStep]:
@@ -48,7 +49,8 @@ def naive(
         try:
             for step in steps:
                 made, before = counted.since(before), counted.calls
-                report = StepReport(end - step.number, float(step.sigma_next), float(step.sigma), made)
+                number = end - step.number
+                report = StepReport(number, levels[number], levels[number + 1], made)
                 yield InverseStep(step.x, report)
         except VelocityError as error:
             raise error.at(end - error.number) from None
@@ -56,12 +58,14 @@ def naive(
     return inverse()
 
 
+@watched
 def uni_inv(velocity: Velocity, data: Tensor, sigmas: Tensor) -> Iterator[InverseStep]:
     """Uni-Inv: look ahead with the velocity of the step before, and take the velocity there.
 
     u ← v(y - h u, σ);    x = y - h u        one evaluation a step, and one at the start
     """
     y, sigmas = prepare(data, sigmas)
+    levels = sigmas.tolist()
 
     def inverse(y: Tensor) -> Iterator[InverseStep]:
         u = evaluate(velocity, y, sigmas[-1], len(sigmas) - 2)
@@ -70,11 +74,12 @@ def uni_inv(velocity: Velocity, data: Tensor, sigmas: Tensor) -> Iterator[Invers
             u = evaluate(velocity, y - h * u, sigma, number)
             y = y - h * u
             made = 2 if number == len(sigmas) - 2 else 1
-            yield InverseStep(y, StepReport(number, float(sigma), float(sigma_next), made))
+            yield InverseStep(y, StepReport(number, levels[number], levels[number + 1], made))
 
     return inverse(y)
 
 
+@watched
 def fixed_point(
     velocity: Velocity, data: Tensor, sigmas: Tensor, *, iterations: int = 4, average: bool = False
 ) -> Iterator[InverseStep]:
@@ -96,6 +101,7 @@ def fixed_point(
     y, sigmas = prepare(data, sigmas)
     if iterations < 1 + average:
         raise FlowError(f"iterations must be at least {1 + average}, got {iterations}")
+    levels = sigmas.tolist()
 
     def inverse(y: Tensor) -> Iterator[InverseStep]:
         for number, sigma, sigma_next in _upward(sigmas):
@@ -106,7 +112,7 @@ def fixed_point(
                 if iteration > 0:
                     total = v if total is None else total + v
             y = y - h * total / (iterations - 1) if average and total is not None else x
-            yield InverseStep(y, StepReport(number, float(sigma), float(sigma_next), iterations))
+            yield InverseStep(y, StepReport(number, levels[number], levels[number + 1], iterations))
 
     return inverse(y)
 

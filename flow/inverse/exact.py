@@ -19,7 +19,7 @@ from ..errors import FlowError
 from ..path import per_sample
 from ..precision import as_float64
 from ..solvers.base import Velocity, prepare
-from ..solvers.runge_kutta import SLOPES
+from ..solvers.runge_kutta import SLOPES, Slope, slope_of
 from ..solvers.table import lookup
 from .approximate import Counted
 from .report import InverseStep, StepReport
@@ -114,32 +114,26 @@ class _Trials(Counted):
 def _inverse(
     velocity: Velocity, solver: str, data: Tensor, sigmas: Tensor, accuracy: float, trials: int
 ) -> Iterator[InverseStep]:
-    slope, y = SLOPES[solver], as_float64(data)
-    lost = torch.zeros(len(data), dtype=torch.bool)  # samples that were given up in some step
+    y, levels = as_float64(data), sigmas.tolist()
+    lost = torch.zeros(len(data), dtype=torch.bool, device="cpu")  # samples that were given up in some step
     past: list[tuple[float, Tensor]] = []  # slopes of the last two steps inverted, and their sigmas
     for number in reversed(range(len(sigmas) - 1)):
-        sigma, sigma_next = sigmas[number], sigmas[number + 1]
-        h = float(sigma_next) - float(sigma)
-        trial = _Trials(velocity, lost)
+        sigma, sigma_next = levels[number], levels[number + 1]
+        slope, trial = slope_of(solver, sigma_next), _Trials(velocity, lost)
 
-        def mean_slope(x: Tensor, trial: _Trials = trial, number: int = number) -> Tensor:
+        def mean_slope(
+            x: Tensor, slope: Slope = slope, trial: _Trials = trial, number: int = number
+        ) -> Tensor:
             mean = as_float64(slope(trial, x.to(data), sigmas[number], sigmas[number + 1], number)[1])
             trial.is_first = False
             return mean.masked_fill(per_sample(trial.failed, mean).bool(), math.nan)
 
-        tolerance = accuracy * float(sigma) ** 1.5
-        found = solve_step(mean_slope, y, h, _extrapolated(past, float(sigma)), tolerance, trials)
-        past = [*past[-1:], (float(sigma), (y - found.x) / h)]
+        h, tolerance = sigma_next - sigma, accuracy * sigma**1.5
+        found = solve_step(mean_slope, y, h, _extrapolated(past, sigma), tolerance, trials)
+        past = [*past[-1:], (sigma, (y - found.x) / h)]
         y, lost = found.x, lost | found.lost.cpu()
-        report = StepReport(
-            number,
-            float(sigma),
-            float(sigma_next),
-            trial.calls,
-            tuple(found.residual.tolist()),
-            tolerance,
-            tuple(found.stretch.tolist()),
-        )
+        residual, stretch = tuple(found.residual.tolist()), tuple(found.stretch.tolist())
+        report = StepReport(number, sigma, sigma_next, trial.calls, residual, tolerance, stretch)
         yield InverseStep(y.to(data), report)
 
 
@@ -206,7 +200,7 @@ class _Iterates:
         known = squares > 1e-4 * squares[:, -1:].clamp_min(1e-4)  # directions that the moves really span
         basis = directions * torch.where(known, squares, math.inf).rsqrt()[:, None, :]
         ritz = basis.mT @ (moves.mT @ pushes) @ basis
-        unknown = torch.where(known, 0.0, 1e9).to(ritz).diag_embed()
+        unknown = torch.zeros_like(squares).masked_fill(~known, 1e9).diag_embed()
         least = torch.linalg.eigvalsh((ritz + ritz.mT) / 2 + unknown)[:, 0]
         return torch.where(known.any(1), least, math.inf)
 

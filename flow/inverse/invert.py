@@ -178,10 +178,10 @@ def _undo(
     steps = undo(counted, x, companion.tensors, sigmas, **options)
 
     def inverse() -> Iterator[InverseStep]:
-        before = 0
+        before, levels = 0, table.tolist()
         for step in steps:
             made, before = counted.since(before), counted.calls
-            report = StepReport(step.number, float(step.sigma_next), float(step.sigma), made)
+            report = StepReport(step.number, levels[step.number], levels[step.number + 1], made)
             if step.mismatch is not None:
                 tolerance = ROUNDING * torch.finfo(x.dtype).eps
                 report = replace(report, mismatch=tuple(step.mismatch.tolist()), tolerance=tolerance)

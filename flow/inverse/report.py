@@ -1,9 +1,13 @@
 """What an inversion did, step by step."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from ..schedule import LEAST_RATIO
+from ..show import shown
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class StepReport:
         if self.residual is None or self.tolerance is None:
             return ()
         return tuple(r <= self.tolerance for r in self.residual)
+
+    @property
+    def ratio(self) -> float:
+        """σ' / σ of the generation's step: what it left of what is off the data; see `schedule.tailed`."""
+        return self.sigma_next / self.sigma if self.sigma else math.inf
 
     @property
     def ambiguous(self) -> tuple[int, ...]:
@@ -83,10 +92,17 @@ class Report:
             if residual > step.tolerance
         ]
         for sample in self.ambiguous:
-            where = ", ".join(str(step.number) for step in self.steps if sample in step.ambiguous)
+            folds = [step for step in self.steps if sample in step.ambiguous]
             lines.append(
-                f"sample {sample}: the generation seems to fold at steps {where}. Other noise then leads to "
+                f"sample {sample}: the generation seems to fold at steps "
+                f"{', '.join(str(step.number) for step in folds)}. Other noise then leads to "
                 "the same data and may have been found; only a reversible solver returns for certain"
+            )
+            lines[-1] += "".join(
+                f". Step {step.number} shrinks sigma to {step.ratio:.2g} of itself, which folds easily; "
+                "flow.sigmas(steps, preset='tailed') has no such step"
+                for step in folds
+                if 0 < step.ratio < LEAST_RATIO
             )
         lines += [
             f"sample {sample}: undone, it is {mismatch:.1e} from where a generation begins, and what was "
@@ -128,11 +144,17 @@ class InverseStep(NamedTuple):
     """(B, *S), the state where the generation's step began."""
     report: StepReport
 
+    def __repr__(self) -> str:
+        return shown(self)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Inversion:
     """The noise that an inversion found, and how."""
 
     noise: Tensor
     """(B, *S), the state at `sigmas[0]`, in the dtype of the data (float32 or better)."""
     report: Report
+
+    def __repr__(self) -> str:
+        return shown(self)

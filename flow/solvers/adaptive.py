@@ -88,7 +88,7 @@ def _steps(
         evaluations += 6
         scale = atol + rtol * torch.maximum(x.abs(), x_next.abs())
         scale = scale.clamp_min(torch.finfo(x.dtype).tiny)  # with atol 0, a zero that stays one has no error
-        error = float((h * _sum(ERROR, ks) / scale).flatten(1).square().mean(1).sqrt().max())
+        error = float((h * _sum(ERROR, ks) / scale).detach().flatten(1).square().mean(1).sqrt().max())
         if error <= 1:
             reached = end if h == end - at else at + h
             while wanted < len(table) - 1 and abs(table[wanted + 1] - at) <= abs(reached - at):

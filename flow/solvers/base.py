@@ -9,14 +9,16 @@ data out of noise, rising finds noise.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import FlowError, VelocityError
 from ..precision import wide
+from ..show import shown
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """v(x, sigma): x (B, *S) and sigma (B,), in float32 or better, to dx/dσ at that point, (B, *S), any dtype."""
@@ -42,6 +44,9 @@ class Step(NamedTuple):
     mismatch: Tensor | None = None
     """(B,), at the end of undoing: how far the two states are, root mean square, from agreeing as they did at
     the start of the generation; see `reversible`."""
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def denoised(self) -> Tensor:
@@ -79,11 +84,59 @@ def prepare(x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
     return x, sigmas
 
 
+class Watched:
+    """A velocity whose answers are looked at when the run is over, so that no step waits for the device.
+
+    To know whether a tensor of a GPU is finite is to wait until it is computed, at every step. On the CPU
+    there is nothing to wait for, and a run that has failed ends at once.
+    """
+
+    def __init__(self, velocity: Velocity) -> None:
+        self.velocity = velocity
+        self._noted: list[tuple[int, Tensor, torch.dtype, int, Tensor]] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Pass on."""
+        return self.velocity(x, sigma)
+
+    def note(self, v: Tensor, sigma: Tensor, number: int) -> None:
+        """Keep how many values of an answer are not finite, without looking."""
+        self._noted.append((number, sigma, v.dtype, v.numel(), v.isfinite().logical_not().sum()))
+
+    def settle(self) -> None:
+        """Look once, and raise the first VelocityError that a step should have ended in."""
+        noted, self._noted = self._noted, []
+        counts = torch.stack([one[-1] for one in noted]).tolist() if noted else []
+        for (number, sigma, dtype, values, _), count in zip(noted, counts, strict=True):
+            if count:
+                raise _not_finite(number, sigma, dtype, values, count)
+
+
+S = TypeVar("S")
+
+
+def watched(run: Callable[..., Iterator[S]]) -> Callable[..., Iterator[S]]:
+    """Let a solver's velocity be `Watched`: it raises what it must no later than after its last step."""
+
+    @wraps(run)
+    def start(velocity: Velocity, *args: Any, **options: Any) -> Iterator[S]:
+        watch = Watched(velocity)
+        steps = run(watch, *args, **options)
+
+        def over() -> Iterator[S]:
+            yield from steps
+            watch.settle()
+
+        return over()
+
+    return start
+
+
 def evaluate(velocity: Velocity, x: Tensor, sigma: Tensor, number: int) -> Tensor:
     """Call the velocity at one noise level for the whole batch and check its answer.
 
     Args:
-        velocity: what to call.
+        velocity: what to call; of a `Watched` one on a device, the values are checked at the end of the run.
         x: (B, *S).
         sigma: ().
         number: of the step, for the message.
@@ -97,14 +150,19 @@ def evaluate(velocity: Velocity, x: Tensor, sigma: Tensor, number: int) -> Tenso
     v = velocity(x, sigma.expand(len(x)))
     if v.shape != x.shape:
         raise VelocityError(f"velocity must return {tuple(x.shape)}, got {tuple(v.shape)}", number)
-    if not torch.isfinite(v).all():
-        raise VelocityError(
-            "the velocity is not finite",
-            number,
-            f", sigma {float(sigma):.6g}: {int((~v.isfinite()).sum())} of {v.numel()} values, computed in "
-            f"{v.dtype}. Try a wider dtype, and check the weights and the inputs",
-        )
+    if isinstance(velocity, Watched) and v.device.type != "cpu":
+        velocity.note(v, sigma, number)
+    elif not torch.isfinite(v).all():
+        raise _not_finite(number, sigma, v.dtype, v.numel(), int((~v.isfinite()).sum()))
     return v.to(x.dtype)
+
+
+def _not_finite(number: int, sigma: Tensor, dtype: torch.dtype, values: int, count: int) -> VelocityError:
+    details = (
+        f", sigma {float(sigma):.6g}: {count} of {values} values, computed in {dtype}. "
+        "Try a wider dtype, and check the weights and the inputs"
+    )
+    return VelocityError("the velocity is not finite", number, details)
 
 
 def last(steps: Iterable[Step]) -> Step:

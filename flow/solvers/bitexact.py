@@ -55,7 +55,7 @@ def bitexact(velocity: Velocity, x: Tensor, sigmas: Tensor, *, bits: int = GRID_
     """
     x, sigmas = prepare(x, sigmas)
     check_bits(bits)
-    hs = as_float64(sigmas).diff()
+    hs, levels = as_float64(sigmas).diff(), sigmas.tolist()
 
     def steps(start: Tensor) -> Iterator[Step]:
         x = to_grid(start, bits)
@@ -69,7 +69,7 @@ def bitexact(velocity: Velocity, x: Tensor, sigmas: Tensor, *, bits: int = GRID_
             sigma, sigma_next = sigmas[number], sigmas[number + 1]
             v = m
             half = pushed(h / 2, v, bits)
-            if sigma_next == 0:
+            if levels[number + 1] == 0:
                 x = x + pushed(h, v, bits)
             else:
                 z = 2 * x - z + 2 * half

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FlowError
+from ..show import shown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Companion:
     """The second state of a reversible solver at the end of a generation, and what it belongs to.
 
@@ -23,6 +24,9 @@ class Companion:
     """By the names that the solver documents."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """solver, options, sigmas, shape, dtype, and under `extra` whatever the caller gave: JSON values."""
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def fingerprint(self) -> str:

@@ -10,9 +10,10 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from .base import Step, Velocity, evaluate, prepare
+from .base import Step, Velocity, evaluate, prepare, watched
 
 
+@watched
 def ab2(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """Adams-Bashforth for unequal steps. Order 2; one evaluation a step.
 
@@ -35,6 +36,7 @@ def ab2(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     return steps(x)
 
 
+@watched
 def fireflow(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """Midpoint, reaching the middle with the last step's middle velocity (arXiv:2412.07517, algorithm 1).
 
@@ -55,6 +57,7 @@ def fireflow(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     return steps(x)
 
 
+@watched
 def dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """DPM-Solver++(2M) as Stability's code runs it, in -log σ. Order 2 away from 0; one evaluation a step.
 
@@ -66,6 +69,7 @@ def dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     return _data_prediction(lambda sigma: -_log(sigma), velocity, x, sigmas)
 
 
+@watched
 def flow_dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """DPM-Solver++(2M) in the log-SNR of the flow, log((1 - σ) / σ), as diffusers runs it (use_flow_sigmas).
 

@@ -21,9 +21,10 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from ..errors import FlowError
-from .base import Step, Velocity, evaluate, prepare
+from .base import Step, Velocity, evaluate, prepare, watched
 
 
+@watched
 def reversible_heun(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """Heun's method with a shadow z at which the velocity is taken. Order 2; one evaluation a step.
 
@@ -33,13 +34,14 @@ def reversible_heun(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[S
     elsewhere, there is one evaluation more. Companion: z, (B, *S).
     """
     x, sigmas = prepare(x, sigmas)
+    levels = sigmas.tolist()
 
     def steps(x: Tensor) -> Iterator[Step]:
         z, m = x, evaluate(velocity, x, sigmas[0], 0)
         for number, h in enumerate(sigmas.diff()):
             sigma, sigma_next = sigmas[number], sigmas[number + 1]
             v = m
-            if sigma_next == 0:
+            if levels[number + 1] == 0:
                 x = x + h * m
             else:
                 z = 2 * x - z + h * m
@@ -50,6 +52,7 @@ def reversible_heun(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[S
     return steps(x)
 
 
+@watched
 def undo_reversible_heun(
     velocity: Velocity, x: Tensor, companion: Mapping[str, Tensor], sigmas: Tensor
 ) -> Iterator[Step]:
@@ -71,13 +74,14 @@ def undo_reversible_heun(
         FlowError: the companion does not fit; and as in `euler`.
     """
     x, sigmas, z = prepare_undo(x, companion, sigmas, "z")
+    levels = sigmas.tolist()
 
     def steps(x: Tensor, z: Tensor) -> Iterator[Step]:
         m = None
         for number in reversed(range(len(sigmas) - 1)):
             sigma, sigma_next = sigmas[number], sigmas[number + 1]
             h = sigma_next - sigma
-            if sigma_next == 0:
+            if levels[number + 1] == 0:
                 m = evaluate(velocity, z, sigma, number)
                 x = x - h * m
             else:
@@ -91,6 +95,7 @@ def undo_reversible_heun(
     return steps(x, z)
 
 
+@watched
 def leapfrog(velocity: Velocity, x: Tensor, sigmas: Tensor, *, damping: float = 0.9) -> Iterator[Step]:
     """Asynchronous leapfrog: x and a velocity w of its own, which follows v in the middle of each step.
 
@@ -123,6 +128,7 @@ def leapfrog(velocity: Velocity, x: Tensor, sigmas: Tensor, *, damping: float = 
     return steps(x)
 
 
+@watched
 def undo_leapfrog(
     velocity: Velocity, x: Tensor, companion: Mapping[str, Tensor], sigmas: Tensor, *, damping: float = 0.9
 ) -> Iterator[Step]:

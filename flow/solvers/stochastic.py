@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FlowError
-from .base import Step, Velocity, evaluate, prepare
+from .base import Step, Velocity, evaluate, prepare, watched
 
 
 class Transition(NamedTuple):
@@ -52,14 +52,17 @@ def transition(
         noise_level: a, positive.
     """
     h = sigma_next - sigma
-    level = sigma_next if sigma in (0, 1) else sigma
-    level = level if 0 < level < 1 else (sigma + sigma_next) / 2  # a single step from one end to the other
+    # By `where`, as a condition in Python would wait for the device at each step.
+    level = torch.where((sigma == 0) | (sigma == 1), sigma_next, sigma)
+    single = (level == 0) | (level == 1)  # a step from one end to the other
+    level = torch.where(single, (sigma + sigma_next) / 2, level)
     spread = noise_level**2 / (1 - level)
     noise = x + (1 - sigma) * velocity
     mean = x + h * velocity - h.abs() * spread / 2 * noise
     return Transition(mean, (spread * level * h.abs()).sqrt())
 
 
+@watched
 def sde(
     velocity: Velocity,
     x: Tensor,
@@ -108,10 +111,10 @@ def normal(like: Tensor, generator: torch.Generator | Sequence[torch.Generator])
     """Standard normal noise shaped as `like` (B, *S), from one generator or from one for each sample."""
     if isinstance(generator, torch.Generator):
         return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(
-            like.device
+            like
         )
     each = [
         torch.randn(x.shape, generator=g, dtype=x.dtype, device=g.device)
         for x, g in zip(like, generator, strict=True)
     ]
-    return torch.stack(each).to(like.device)
+    return torch.stack(each).to(like)

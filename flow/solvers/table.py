@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FlowError
+from ..show import shown
 from .adaptive import dopri5
 from .base import Step, Velocity, last, prepare
 from .bitexact import bitexact, undo_bitexact
@@ -74,7 +75,7 @@ SOLVERS: Mapping[str, Solver] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """The end of a run, and what a run leaves beside it."""
 
@@ -84,6 +85,9 @@ class Solution:
     """What `invert` needs beside `x` to return; of reversible solvers."""
     log_prob: Tensor | None
     """The log-density of the whole path given its start, (B,); of stochastic solvers."""
+
+    def __repr__(self) -> str:
+        return shown(self)
 
 
 def lookup(solver: str) -> Solver:

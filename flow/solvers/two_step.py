@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import FlowError
-from .base import Step, Velocity, evaluate, prepare
+from .base import Step, Velocity, evaluate, prepare, watched
 from .reversible import apart, prepare_undo
 
 
+@watched
 def bdia(velocity: Velocity, x: Tensor, sigmas: Tensor, *, gamma: float = 0.96) -> Iterator[Step]:
     """Bidirectional integration: a step forward from x, and as much as γ of the error of one backward.
 
@@ -40,6 +41,7 @@ def bdia(velocity: Velocity, x: Tensor, sigmas: Tensor, *, gamma: float = 0.96) 
     return _two_step(velocity, x, sigmas, torch.full_like(sigmas[2:], gamma))
 
 
+@watched
 def undo_bdia(
     velocity: Velocity, x: Tensor, companion: Mapping[str, Tensor], sigmas: Tensor, *, gamma: float = 0.96
 ) -> Iterator[Step]:
@@ -59,6 +61,7 @@ def check_gamma(gamma: float) -> None:
         raise FlowError(f"gamma must lie in [0.9, 1], as undoing a step divides by it; got {gamma}")
 
 
+@watched
 def obelm(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """O-BELM: the two-step scheme of `bdia` with the γ that cancels the error of second order, at most 1.
 
@@ -72,6 +75,7 @@ def obelm(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     return _two_step(velocity, x, sigmas, _balance(sigmas))
 
 
+@watched
 def undo_obelm(
     velocity: Velocity, x: Tensor, companion: Mapping[str, Tensor], sigmas: Tensor
 ) -> Iterator[Step]:

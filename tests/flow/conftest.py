@@ -60,6 +60,11 @@ def gaussian() -> Gaussian:
 
 
 @pytest.fixture(scope="session")
+def mixture() -> type[Mixture]:
+    return Mixture
+
+
+@pytest.fixture(scope="session")
 def toy():
     """toy(guidance, dtype, spread) is guided, on (B, 4, 4, 4): 8 groups of 8, one of each against all.
 

@@ -278,3 +278,26 @@ def test_a_damaged_companion_is_told_from_a_bad_velocity(toy, noise_for):
     spoilt = {name: tensor * torch.nan for name, tensor in there.companion.tensors.items()}
     with pytest.raises(FlowError, match="the companion is damaged"):
         invert(toy(), there.x, sigmas(4), solver="bdia", companion=replace(there.companion, tensors=spoilt))
+
+
+def erring(x, sigma):
+    """Denoised to 0 but for an error, its derivative 0.2 at most: what a network leaves across the data."""
+    level = sigma.reshape(-1, 1).to(x)
+    return (x + 0.2 * torch.sin(30 * x) / 30) / level
+
+
+@pytest.mark.parametrize("steps", [14, 28])
+def test_a_table_without_a_steep_step_is_invertible_where_the_reference_folds(steps):
+    noise = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    found, reports = {}, {}
+    for preset in ("reference", "tailed"):
+        table = sigmas(steps, preset=preset)[:-1]  # this field leaves nothing at 0
+        inverse = inversion(erring, solve(erring, noise, table), table, accuracy=1e-4)
+        found[preset], reports[preset] = psnr(inverse.noise, noise), inverse.report
+    assert found["reference"] < 30
+    assert found["tailed"] > 100
+    assert reports["reference"].ambiguous == tuple(range(8))
+    advice = [line for line in reports["reference"].problems if "preset='tailed'" in line]
+    assert len(advice) == 8
+    assert f"Step {steps - 2} shrinks sigma to 0.0" in advice[0]
+    assert not any("preset='tailed'" in line for line in reports["tailed"].problems)

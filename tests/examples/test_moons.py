@@ -1,0 +1,35 @@
+"""The two-dimensional example trains, compares and draws; with few steps of training it still does each."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "moons.py"
+
+
+@pytest.fixture(scope="module")
+def moons():
+    spec = importlib.util.spec_from_file_location("moons", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_runs_and_draws(moons, tmp_path, capsys):
+    moons.main(["--steps", "60", "--size", "48", "-o", str(tmp_path / "flows.png")])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split("  ")[0]: line.split()[1:] for line in lines if line}
+    assert set(moons.flow.PATHS) | set(moons.flow.SOLVERS) <= set(rows)
+    straightness = {
+        name: [float(line.split()[2 - (name == "reflowed")]) for line in lines if line.startswith(name)]
+        for name in ("first flow", "reflowed")
+    }
+    for before, after in zip(straightness["first flow"], straightness["reflowed"], strict=True):
+        assert after < before / 5
+    image = Image.open(tmp_path / "flows.png")
+    assert image.width > 3 * 48
+    assert len(image.getcolors(100_000) or []) > 1000
