@@ -16,7 +16,7 @@ from sd35.verify.sinusoids import Sinusoids
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-# Here and in child processes: with models this small, more threads wait for one another and burn what they wait.
+# Here and in child processes: with models this small, more threads wait for one another and burn time.
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "reference"
 
