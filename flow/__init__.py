@@ -11,7 +11,18 @@ from .coupling import couple
 from .edit import flow_edit, toward_data, toward_noise
 from .errors import FlowError, VelocityError
 from .guidance import apg, cfg_zero, guide, guided, plain, rescale, threshold, zero_start
-from .inverse import METHODS, InverseStep, Inversion, Method, Report, StepReport, inversion, invert, inverting
+from .inverse import (
+    METHODS,
+    InverseStep,
+    Inversion,
+    Method,
+    Report,
+    StepReport,
+    inversion,
+    invert,
+    inverting,
+    step_eigenvalues,
+)
 from .likelihood import Likelihood, log_likelihood
 from .metrics import Closeness, closeness
 from .objective import cfm_loss, loss_weights, sample_sigmas
@@ -139,6 +150,7 @@ __all__ = [
     "skip_layer",
     "solve",
     "start_step",
+    "step_eigenvalues",
     "straightness",
     "target",
     "threshold",

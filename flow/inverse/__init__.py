@@ -1,5 +1,6 @@
 """From data back to noise."""
 
+from .eigenvalues import step_eigenvalues
 from .invert import METHODS, Method, inversion, invert, inverting
 from .report import InverseStep, Inversion, Report, StepReport
 
@@ -13,4 +14,5 @@ __all__ = [
     "inversion",
     "invert",
     "inverting",
+    "step_eigenvalues",
 ]
