@@ -101,7 +101,7 @@ def check(request: Any) -> None:
 
 
 def build(request: type[Request], given: Mapping[str, Any], base: Request | None = None) -> Request:
-    """A request from what a user gave, over a saved one if there is one.
+    """A request from what a user gave, over a saved one if there is one; None is nothing said.
 
     Raises:
         SettingsError: an unknown name, a value that is not of its kind, or a setting that has no effect
@@ -110,6 +110,7 @@ def build(request: type[Request], given: Mapping[str, Any], base: Request | None
     known = table(request)
     if unknown := sorted(given.keys() - known.keys()):
         raise SettingsError(f"there is no setting {', '.join(unknown)}; there are {', '.join(known)}")
+    given = {name: value for name, value in given.items() if value is not None or known[name].may_be_none}
     built = request(**given) if base is None else replace(base, **given)  # pyright: ignore[reportArgumentType]
     refuse_idle(built, given)
     return built

@@ -29,9 +29,9 @@ from ..noise import draw_noise, generators
 from ..saved.png import save_pictures
 from ..settings import Prompts, Settings, settings_of
 from ..velocity import GuidedVelocity, velocity_of
-from .invert import Invert, notes_of, way_back
-from .source import Data, Source, fitted, open_source, parted, same_flow, source_settings
-from .steps import watched
+from .invert import Invert, find_noise, notes_of
+from .source import Data, Source, open_source, same_flow, settings_for, source_settings, split_by_table
+from .steps import take_steps
 
 OF_TARGET = ("seed", "guidance_scale", "guidance", "negative")
 """Settings that are given for the second half; the first follows where the picture carries none."""
@@ -90,7 +90,7 @@ class Edit(Editing):
             OSError: there is no such file.
             SettingsError: as the class; and a setting without effect.
         """
-        own, shared = parted(cls, dict(given or {}))
+        own, shared = split_by_table(cls, dict(given or {}))
         if source_prompt is not None:
             own["source_prompt"] = source_prompt
         source = open_source(data)
@@ -219,7 +219,7 @@ def edit(model: Model, request: Edit, *, progress: bool = False) -> Edited:
         SettingsError: pictures or latents that are none of this model's, before work starts.
         NonFiniteError: a stage computed NaN or infinity.
     """
-    source, before = request.source, fitted(model, request.source, request.before)
+    source, before = request.source, settings_for(model, request.source, request.before)
     after = model.complete(replace(request.after, width=before.width, height=before.height))
     with model.at_least(as_dtype(request.dtype)) as widened:
         if source.image is None:
@@ -229,7 +229,7 @@ def edit(model: Model, request: Edit, *, progress: bool = False) -> Edited:
         run = _Run(model, request, latents, before, after, widened, "inverting" if progress else None)
         ways = {"inversion": run.inversion, "flow_edit": run.flow_edit, "rf_inversion": run.rf_inversion}
         steps, notes = ways[request.method]()
-        for step in watched(model, steps, request.sigmas, bar="" if progress else None):
+        for step in take_steps(model, steps, request.sigmas, bar="" if progress else None):
             latents = step.x
         return Edited(model.decode(latents).detach().cpu(), latents.detach().cpu(), after, notes)
 
@@ -253,7 +253,7 @@ class _Run:
     def inversion(self) -> Way:
         """The way down under the target from the noise that leads to the latents under the source."""
         how, sigmas = self.request.inverting, self.request.sigmas
-        noise, report = way_back(
+        noise, report = find_noise(
             self.model, self._velocity(self.before), self.latents, self.before, sigmas, how, bar=self.bar
         )
         notes = tuple(notes_of(self.model, report, self.widened))
@@ -297,7 +297,7 @@ class _Run:
         upward = flow.toward_noise(self._velocity(nothing), typical, how.gamma)
         downward = flow.toward_data(self._velocity(self.after), self.latents, how.eta, how.eta_interval)
         rising = self._drawing(upward, self.latents, sigmas.flip(0))
-        noise = flow.last(watched(self.model, rising, sigmas, rising=True, bar=self.bar)).x
+        noise = flow.last(take_steps(self.model, rising, sigmas, rising=True, bar=self.bar)).x
         return self._drawing(downward, noise, sigmas), notes
 
     def _drawing(self, velocity: flow.Velocity, x: Tensor, sigmas: Tensor) -> Iterator[flow.Step]:

@@ -22,7 +22,7 @@ from ..saved.result import Result
 from ..saved.state import State
 from ..settings import LATENT, Settings, settings_of
 from ..velocity import velocity_of
-from .steps import watched
+from .steps import take_steps
 
 Noise: TypeAlias = Tensor | np.ndarray | State | str | Path
 """(B, 16, h, w) to begin with, or a saved state that holds it, or the path of one."""
@@ -166,7 +166,7 @@ class Generation:
             options["generator"] = generators(self.settings.seeds)
             draw_noise(options["generator"], self._shape)  # they go on where the noise ended
         steps = solver.run(self.velocity, self.noise.to(self._model.device), self.sigmas, **options)
-        for step in watched(self._model, steps, self.sigmas, bar=self._bar):
+        for step in take_steps(self._model, steps, self.sigmas, bar=self._bar):
             self._last = step
             yield step
 

@@ -30,8 +30,8 @@ from ..saved.state import State
 from ..settings import Settings
 from ..velocity import GuidedVelocity, velocity_of
 from .generate import Noise, as_noise
-from .source import Data, Source, differences, fitted, open_source, parted, source_settings
-from .steps import watched
+from .source import Data, Source, differences, open_source, settings_for, source_settings, split_by_table
+from .steps import take_steps
 
 IMAGE_RANGE = 2.0
 """Of an image, from -1 to 1."""
@@ -85,7 +85,7 @@ class Invert(Inverting):
             OSError: there is no such file.
             SettingsError: as the class; and a setting without effect.
         """
-        own, of_generation = parted(cls, dict(given or {}))
+        own, of_generation = split_by_table(cls, dict(given or {}))
         if prompt is not None:
             of_generation["prompts"] = prompt
         source = open_source(data)
@@ -197,7 +197,7 @@ def invert(model: Model, request: Invert, *, progress: bool = False) -> Inverted
         NonFiniteError: a stage computed NaN or infinity.
     """
     source = request.source
-    settings = fitted(model, source, request.settings)
+    settings = settings_for(model, source, request.settings)
     if request.noise is not None:
         model.check_noise(request.noise, settings)
     with model.at_least(as_dtype(request.dtype)) as widened:
@@ -205,13 +205,13 @@ def invert(model: Model, request: Invert, *, progress: bool = False) -> Inverted
         velocity = velocity_of(model.mmdit, settings, encodings)
         latents, losses = _latents(model, source, request.refine_steps, progress=progress)
         bar = "inverting" if progress else None
-        found, report = way_back(model, velocity, latents, settings, settings.sigmas, request, bar=bar)
+        found, report = find_noise(model, velocity, latents, settings, settings.sigmas, request, bar=bar)
         if request.measure:
             again = flow.SOLVERS[settings.solver].run(
                 velocity, found, settings.sigmas, **settings.solver_options
             )
             bar = "drawing again" if progress else None
-            end = flow.last(watched(model, again, settings.sigmas, bar=bar))
+            end = flow.last(take_steps(model, again, settings.sigmas, bar=bar))
             losses["solver"] = closeness(end.x, latents)
         notes = tuple(notes_of(model, report, widened))
     noise = request.noise
@@ -251,7 +251,7 @@ def _latents(
     return latents, losses
 
 
-def way_back(
+def find_noise(
     model: Model,
     velocity: GuidedVelocity,
     latents: Tensor,
@@ -270,7 +270,7 @@ def way_back(
         settings: of the generation.
         sigmas: the part of its noise levels that is inverted, to the end.
         how: method, options and companion.
-        bar: as in `watched`.
+        bar: as in `take_steps`.
     """
     steps = flow.inverting(
         velocity,
@@ -283,7 +283,7 @@ def way_back(
         **how.options,
     )
     reports, x = [], latents
-    for step in watched(model, steps, sigmas, bar=bar):
+    for step in take_steps(model, steps, sigmas, bar=bar):
         x = step.x
         reports.append(step.report)
     return x, Report("undo" if how.undoes else how.method, settings.solver, tuple(reports))

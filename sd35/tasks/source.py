@@ -144,7 +144,7 @@ def source_settings(source: Source, given: dict[str, Any]) -> Settings:
     return replace(settings, width=width, height=height)
 
 
-def fitted(model: Model, source: Source, settings: Settings) -> Settings:
+def settings_for(model: Model, source: Source, settings: Settings) -> Settings:
     """The settings of a source, complete, where its pictures or latents are of the model's kind.
 
     Raises:
@@ -197,7 +197,7 @@ def same_flow(one: Settings, other: Settings | None) -> bool:
     return other is not None and one.flow == other.flow
 
 
-def parted(request: type, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_by_table(request: type, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is given, as settings of a task and as settings of a generation."""
     own = fields.table(request)
     return (

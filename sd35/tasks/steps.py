@@ -15,7 +15,7 @@ Taken = TypeVar("Taken", Step, InverseStep)
 """A step of a solver, or of an inverse."""
 
 
-def watched(
+def take_steps(
     model: Model,
     steps: Iterable[Taken],
     sigmas: Tensor,
