@@ -17,6 +17,12 @@ from .siblings import check_siblings
 
 if TYPE_CHECKING:
     from .adapters.control import control_image as control_image
+    from .adapters.lora import add_lora as add_lora
+    from .adapters.lora import lora_names as lora_names
+    from .adapters.lora import lora_parameters as lora_parameters
+    from .adapters.lora import remove_lora as remove_lora
+    from .adapters.lora import set_lora as set_lora
+    from .adapters.report import LoraReport as LoraReport
     from .attention import AttentionMaps as AttentionMaps
     from .attention import WordError as WordError
     from .attention import attention_maps as attention_maps
@@ -48,6 +54,8 @@ if TYPE_CHECKING:
 
 HOMES = {
     ".adapters.control": ("control_image",),
+    ".adapters.lora": ("add_lora", "lora_names", "lora_parameters", "remove_lora", "set_lora"),
+    ".adapters.report": ("LoraReport",),
     ".attention": (
         "AttentionMaps",
         "WordError",

@@ -1,7 +1,9 @@
 """Files, key names and the network: from a source's name to modules that hold its weights."""
 
+from .adapters import Adapter, read_adapter
 from .build import build_clip, build_controlnet, build_mmdit, build_t5, build_vae
 from .errors import (
+    AdapterError,
     CheckpointError,
     FileFormatError,
     FitError,
@@ -21,6 +23,8 @@ from .source import Source, resolve
 from .values import nonfinite
 
 __all__ = [
+    "Adapter",
+    "AdapterError",
     "CheckpointError",
     "ComponentReport",
     "FileFormatError",
@@ -49,5 +53,6 @@ __all__ = [
     "load_textenc",
     "load_vae",
     "nonfinite",
+    "read_adapter",
     "resolve",
 ]

@@ -29,6 +29,10 @@ class FitError(CheckpointError):
     """Tensors are missing, left over, or of a shape or dtype that the module cannot take."""
 
 
+class AdapterError(CheckpointError):
+    """A file is no LoRA of this model, or one that cannot be applied exactly as its maker meant it."""
+
+
 class ValuesError(CheckpointError):
     """Weights contain NaN or infinity."""
 

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 from .errors import FileFormatError, SourceError
 from .file import Header, read_header
 
+BESIDE = ("config.json", "adapter_config.json")
+"""What is read beside a file that is named alone: an activation, or a LoRA's alpha."""
+
 
 class Folder(Protocol):
     """Files by name. Only `path` needs the bytes of a file: a remote folder downloads there, not before."""
@@ -77,8 +80,8 @@ class SingleFile(LocalFolder):
         self._file = path.name
 
     def files(self) -> list[str]:
-        """The one file, and a config.json beside it, which may name its activation."""
-        return [self._file, *(["config.json"] if (self.root / "config.json").is_file() else [])]
+        """The one file, and the configurations beside it."""
+        return [self._file, *(name for name in BESIDE if (self.root / name).is_file())]
 
 
 class Nowhere:

@@ -25,7 +25,7 @@ from .errors import (
     UnknownRevisionError,
 )
 from .file import DTYPES, Header, TensorInfo, read_header, unsupported_dtype
-from .folder import Folder, LocalFolder, is_hidden
+from .folder import BESIDE, Folder, LocalFolder, is_hidden
 
 _NAME = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.safetensors))?(?:@(?P<revision>[\w./-]+))?"
@@ -108,7 +108,7 @@ class Repository:
 
 
 class HubFile:
-    """One file of a repository, seen as a folder that holds nothing else (but the config.json beside it)."""
+    """One file of a repository, seen as a folder that holds nothing else but the configurations beside it."""
 
     def __init__(self, repository: Folder, file: str) -> None:
         """Raises SourceError where the repository has no such file."""
@@ -120,8 +120,8 @@ class HubFile:
         self.name = f"{repository.name}/{file}"
         self._repository = repository
         self._directory = PurePosixPath(file).parent
-        config = (self._directory / "config.json").as_posix()
-        self._files = [PurePosixPath(file).name, *(["config.json"] if config in repository.files() else [])]
+        beside = [name for name in BESIDE if (self._directory / name).as_posix() in repository.files()]
+        self._files = [PurePosixPath(file).name, *beside]
 
     def files(self) -> list[str]:
         """The file's name alone."""

@@ -8,6 +8,7 @@ one pairs two templates:
     {~i}        on their side: the layer {i}, counted from the other end of the stack
     *           weight or bias
     q|k|v       three tensors on their side, concatenated along axis 0 on ours
+    0|1|2       the same three, numbered
 
 and may name what is done to the values:
 
@@ -96,7 +97,7 @@ def to_ours(names: Iterable[str], layout: Layout) -> tuple[dict[str, Recipe], li
             unknown.append(name)
             continue
         line, fields = match
-        part = fields.get(_QKV, "")
+        part = _third(fields)
         parts.setdefault((_fill(line.ours, fields), line.change), {})[part] = name
     recipes: dict[str, Recipe] = {}
     for (ours, change), sources in parts.items():
@@ -122,14 +123,45 @@ def to_theirs(names: Iterable[str], layout: Layout) -> tuple[dict[str, Recipe], 
             unknown.append(name)
             continue
         line, fields = match
-        parts = "qkv" if _QKV in line.theirs else ("",)
+        parts = "qkv" if _QKV in line.theirs or _NUMBERED in line.theirs else ("",)
         recipes[name] = Recipe(
-            tuple(_fill(line.theirs, {**fields, _QKV: part}) for part in parts), line.change
+            tuple(
+                _fill(line.theirs, {**fields, _QKV: part, _NUMBERED: str("qkv".find(part))}) for part in parts
+            ),
+            line.change,
         )
     return recipes, unknown
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one name of another layout belongs among ours."""
+
+    ours: str
+    third: str = ""  # "q", "k" or "v" where it is a third of ours along axis 0
+    change: str = ""
+
+
+def place_of(name: str, layout: Layout, *, last: int) -> Place | None:
+    """Find the place of one name alone, as where a file holds q without k and v.
+
+    Args:
+        name: in the other layout.
+        layout: its table.
+        last: the number of the stack's last layer, which the names of such a file need not tell.
+
+    Returns:
+        Its place, or None where the table does not know it.
+    """
+    match = _match(name, {line.theirs: line for line in layout.lines}, last)
+    if match is None:
+        return None
+    line, fields = match
+    return Place(_fill(line.ours, fields), _third(fields), line.change)
+
+
 _QKV = "q|k|v"
+_NUMBERED = "0|1|2"
 _FIELDS = {
     "{i}": r"(?P<i>\d+)",
     "{~i}": r"(?P<from_end>\d+)",
@@ -137,6 +169,7 @@ _FIELDS = {
     "{last}": r"(?P<last>\d+)",
     "*": r"(?P<leaf>weight|bias)",
     _QKV: r"(?P<part>q|k|v)",
+    _NUMBERED: r"(?P<number>[012])",
 }
 _FIELD = re.compile("|".join(re.escape(field) for field in _FIELDS))
 
@@ -152,9 +185,14 @@ def _match(name: str, templates: Mapping[str, Line], last: int) -> tuple[Line, d
             continue
         i = groups["i"] if "i" in groups else last - int(groups.get("from_end", 0))
         fields = {"{i}": str(i), "{~i}": str(last - int(i)), "{last}": str(last)}
-        rest = {"{j}": "j", "*": "leaf", _QKV: "part"}
+        rest = {"{j}": "j", "*": "leaf", _QKV: "part", _NUMBERED: "number"}
         return line, fields | {field: groups[key] for field, key in rest.items() if key in groups}
     return None
+
+
+def _third(fields: Mapping[str, str]) -> str:
+    """Which third of ours a name stands for: "q", "k", "v", or "" for the whole."""
+    return fields[_QKV] if _QKV in fields else "qkv"[int(fields[_NUMBERED])] if _NUMBERED in fields else ""
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> str:

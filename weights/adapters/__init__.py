@@ -1,0 +1,7 @@
+"""LoRA and its kin, read from the files of every trainer."""
+
+from .read import read_adapter as read_adapter
+from .value import KINDS as KINDS
+from .value import Adapter as Adapter
+from .value import Update as Update
+from .value import matrix as matrix
