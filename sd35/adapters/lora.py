@@ -18,7 +18,7 @@ from ..errors import SettingsError
 from .change import Change, Changes, Layer
 from .layer import Adapted, Kept, adapted, merged, origin
 from .report import LoraReport, LoraRow
-from .swap import put
+from .swap import Swap
 
 
 def add_lora(
@@ -96,7 +96,7 @@ def remove_lora(target: Any, name: str) -> None:
         if isinstance(layer, Adapted) and name in layer.loras:
             del layer.loras[name]
             if not layer.loras:
-                put(module, path, layer.base)
+                _uncover(module, path, layer)
             continue
         base: Layer = layer.base if isinstance(layer, Adapted) else layer
         del base.kept.loras[name]
@@ -174,7 +174,7 @@ def _install(
         else:
             if not isinstance(layer, Adapted):
                 layer = adapted(layer).train(layer.training)
-                put(module, path, layer)
+                _put(module, path, layer)
             layer.loras[name] = own
     return rows
 
@@ -191,8 +191,32 @@ def _fold(module: nn.Module, path: str, more: Mapping[str, Changes]) -> None:
     new = merged(kept.base, loras, next(module.parameters()).dtype) if loras else kept.base
     if isinstance(layer, Adapted):
         layer.base = new
-    else:
-        put(module, path, new)
+        return
+    if hasattr(layer, "kept"):
+        _take_back(layer)
+    if loras:
+        _put(module, path, new)
+
+
+def _put(module: nn.Module, path: str, layer: Layer) -> None:
+    """Put a layer in place; it remembers how it is taken back."""
+    layer.swap = Swap(module, {path: lambda _: layer})
+
+
+def _uncover(module: nn.Module, path: str, layer: Adapted) -> None:
+    """Take away a layer that has no LoRA beside it any more, and leave its base, merged or not."""
+    _take_back(layer)
+    below, base = module.get_submodule(path), layer.base
+    if below is not base:  # what is merged into the base was changed meanwhile
+        if hasattr(below, "kept"):
+            _take_back(below)
+        if hasattr(base, "kept"):
+            _put(module, path, base)
+
+
+def _take_back(layer: Layer) -> None:
+    """Put back what stood in a layer's place."""
+    layer.swap.undo()
 
 
 def _refold(module: nn.Module, path: str) -> None:
