@@ -9,12 +9,12 @@ from torch import nn
 
 from .component import Component
 from .errors import FitError
-from .fetch import what_to_fetch
 from .keys import to_theirs
-from .parts import DIFFUSERS, PARTS
+from .packed.blocks import BLOCKS
+from .parts import OTHER_LAYOUTS, PARTS
 
-FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3")
-"""The dtypes that weights may have; all are cast without scales."""
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""The dtypes that weights may have without a scale beside them, or in blocks."""
 
 OPTIONAL = {"controlnet": re.compile(r"pos_embed\.proj\..*")}
 """Keys that a file may hold and that nothing reads: a ControlNet uses the base's patches, not its own."""
@@ -75,8 +75,9 @@ def compare(component: Component, module: nn.Module) -> list[Misfit]:
         if shapes[name] != tuple(tensor.shape):
             found, wanted = str(list(shapes[name])), str(list(tensor.shape))
             misfits.append(Misfit("wrong shape", in_file[name], found, wanted))
-        dtypes = {infos[source].dtype for source in component.recipes[name].sources}
-        if tensor.is_floating_point() and not dtypes <= set(FLOATS):
+        sources = [one for one in component.recipes[name].sources if one not in component.coded]
+        dtypes = {infos[source].dtype for source in sources}
+        if tensor.is_floating_point() and not dtypes <= {*FLOATS, *BLOCKS}:
             misfits.append(
                 Misfit("wrong dtype", in_file[name], " ".join(sorted(dtypes)), " or ".join(FLOATS))
             )
@@ -114,9 +115,6 @@ def table(misfits: Sequence[Misfit]) -> str:
 
 def _advice(component: Component, misfits: Sequence[Misfit]) -> str:
     """What to do about it."""
-    if any("scale_weight" in misfit.name or "scaled_fp8" in misfit.name for misfit in misfits):
-        fetch = what_to_fetch(component.part, {component.part: component})
-        return f"Its weights are in fp8 with scales, which are not supported: fetch {fetch} instead."
     return "Fetch the file again, or check that it is of this model."
 
 
@@ -124,7 +122,7 @@ def _names_in_file(component: Component, names: list[str]) -> dict[str, str]:
     """What the file calls, or should call, each of our tensors; without a trainer's wrappers."""
     if component.layout == "official":
         return {name: component.prefix + name for name in names}
-    recipes, unknown = to_theirs(names, DIFFUSERS[component.part][1])
+    recipes, unknown = to_theirs(names, OTHER_LAYOUTS[component.part][2])
     return {name: " | ".join(recipe.sources) for name, recipe in recipes.items()} | dict(
         zip(unknown, unknown, strict=True)
     )

@@ -12,7 +12,11 @@ from torch import Tensor
 from .file import DTYPES, MappedFile, TensorInfo
 from .folder import Nowhere, read_json
 from .keys import Recipe, to_ours
-from .parts import DIFFUSERS, PREFIXES, ignored, split_prefixes, which_clip
+from .packed.blocks import BLOCKS
+from .packed.gguf import MappedGGUF
+from .packed.scales import Coded, read_coded, stored_as, take_scales
+from .packed.value import STORED, Packed
+from .parts import OTHER_LAYOUTS, PREFIXES, ignored, split_prefixes, which_clip
 from .recognise import foreign_model, recognise
 from .unit import Unit
 
@@ -25,10 +29,11 @@ class Component:
     unit: Unit
     recipes: Mapping[str, Recipe]  # our key to how it is made from those of the unit
     left_over: tuple[str, ...] = ()  # keys of the unit that belong to this part and have no place in it
-    layout: str = "official"  # or "diffusers"
+    layout: str = "official"  # or "diffusers", or "llama.cpp"
     prefix: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside the file
     decided: str = ""  # what told which part it is, where its keys alone do not
+    coded: Mapping[str, Coded] = field(default_factory=dict)  # weight of the unit to its scale and format
 
     @property
     def where(self) -> str:
@@ -42,19 +47,28 @@ class Component:
         return {name: self.unit.infos[name] for recipe in self.recipes.values() for name in recipe.sources}
 
     @property
+    def in_few_bits(self) -> bool:
+        """Whether weights are stored in 8 bits or fewer."""
+        return bool(self.coded) or any(
+            info.dtype in BLOCKS or info.dtype in STORED for info in self.sources.values()
+        )
+
+    @property
     def files(self) -> list[str]:
         """The files that hold them, sorted."""
         return sorted({self.unit.files[name] for name in self.sources})
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype to compute in: that of most of the bytes; bfloat16 for fp8, which is for storing only."""
+        """The dtype to compute in: that of most of the bytes; bfloat16 where those are in few bits."""
         bytes_of: Counter[str] = Counter()
         for info in self.sources.values():
-            if DTYPES[info.dtype].is_floating_point:
+            if info.dtype in BLOCKS or DTYPES[info.dtype].is_floating_point:
                 bytes_of[info.dtype] += info.nbytes
-        dtype = DTYPES[bytes_of.most_common(1)[0][0]] if bytes_of else torch.float32
-        return torch.bfloat16 if dtype.itemsize == 1 else dtype
+        if not bytes_of:
+            return torch.float32
+        most = bytes_of.most_common(1)[0][0]
+        return torch.bfloat16 if most in BLOCKS or most in STORED else DTYPES[most]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Our key to shape."""
@@ -68,12 +82,48 @@ class Component:
             names: only these; None means all.
         """
         chosen = self.recipes if names is None else {name: self.recipes[name] for name in names}
-        needed = {self.unit.files[source] for recipe in chosen.values() for source in recipe.sources}
-        opened = {file: MappedFile(self.unit.folder.path(file)) for file in sorted(needed)}
-        return {
-            name: recipe.tensor(lambda source: opened[self.unit.files[source]][self.unit.stored[source]])
-            for name, recipe in chosen.items()
+        opened = self._opened([source for recipe in chosen.values() for source in recipe.sources])
+
+        def read(source: str) -> Tensor:
+            if source in self.coded:
+                return self._coded(source, opened).unpack()
+            return opened[self.unit.files[source]][self.unit.stored[source]]
+
+        return {name: recipe.tensor(read) for name, recipe in chosen.items()}
+
+    def packed(self, names: tuple[str, ...]) -> dict[str, Packed]:
+        """Our key to the tensor in few bits, of those that are stored so and need not be put together."""
+        sources = {name: self.recipes[name].sources[0] for name in names if self.recipes[name].is_plain}
+        kinds = {name: self.unit.infos[source].dtype for name, source in sources.items()}
+        sources = {
+            name: source
+            for name, source in sources.items()
+            if kinds[name] in BLOCKS or kinds[name] in STORED or source in self.coded
         }
+        opened, found = self._opened(list(sources.values())), {}
+        for name, source in sources.items():
+            file = opened[self.unit.files[source]]
+            if isinstance(file, MappedGGUF):
+                found[name] = file.packed(self.unit.stored[source])
+            elif source in self.coded:
+                found[name] = self._coded(source, opened)
+            else:
+                found[name] = stored_as(kinds[name], file[self.unit.stored[source]])
+        return found
+
+    def _opened(self, sources: list[str]) -> "dict[str, MappedFile | MappedGGUF]":
+        """The files that hold some keys, opened."""
+        opened: dict[str, MappedFile | MappedGGUF] = {}
+        for file in sorted({self.unit.files[source] for source in sources}):
+            path = self.unit.folder.path(file)
+            opened[file] = MappedGGUF(path) if file.endswith(".gguf") else MappedFile(path)
+        return opened
+
+    def _coded(self, source: str, opened: "dict[str, MappedFile | MappedGGUF]") -> Packed:
+        """One weight with its scale."""
+        file, coded = opened[self.unit.files[source]], self.coded[source]
+        dtype = self.unit.infos[source].dtype
+        return read_coded(source, coded, lambda key: file[self.unit.stored[key]], dtype, where=self.where)
 
 
 def components_of(unit: Unit) -> tuple[list[Component], list[str]]:
@@ -151,13 +201,14 @@ def described(
 
 def _component(unit: Unit, part: str, prefix: str, names: list[str]) -> Component:
     """Bring one part's keys into our naming."""
+    names, coded = take_scales(names, unit.infos, unit.metadata, prefix=prefix, where=unit.path_hint)
     raw = {name.removeprefix(prefix): name for name in names if not ignored(part, name.removeprefix(prefix))}
     layout, left_over = "official", []
     recipes = {name: Recipe((name,)) for name in raw}
-    if part in DIFFUSERS:
-        sign, table = DIFFUSERS[part]
+    if part in OTHER_LAYOUTS:
+        whose, sign, table = OTHER_LAYOUTS[part]
         if any(sign.match(name) for name in raw):
-            layout = "diffusers"
+            layout = whose
             recipes, left_over = to_ours(raw, table)
     if part == "t5":
         recipes = _tie_embedding(recipes)
@@ -173,6 +224,7 @@ def _component(unit: Unit, part: str, prefix: str, names: list[str]) -> Componen
         layout,
         prefix,
         {} if prefix else _config(unit),
+        coded=coded,
     )
 
 

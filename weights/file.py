@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import FileFormatError, SourceError
+from .packed.blocks import BLOCKS
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library sets; real headers have 20 to 200 kB."""
@@ -64,7 +65,7 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ),
     (
         (b"gguf",),
-        "is a GGUF file of quantised weights, which is not supported: fetch the .safetensors version",
+        "is a GGUF file under another name: rename it to end in .gguf",
     ),
     (
         (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--"),
@@ -94,6 +95,9 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
+        if self.dtype in BLOCKS:
+            block = BLOCKS[self.dtype]
+            return self.parameters // block.size * block.nbytes
         return self.parameters * DTYPES[self.dtype].itemsize
 
 

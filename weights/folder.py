@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from .errors import FileFormatError, SourceError
 from .file import Header, read_header
+from .packed.gguf import read_gguf
 
 BESIDE = ("config.json", "adapter_config.json")
 """What is read beside a file that is named alone: an activation, or a LoRA's alpha."""
@@ -22,7 +23,7 @@ class Folder(Protocol):
         ...
 
     def header(self, file: str) -> Header:
-        """The header of a safetensors file."""
+        """The header of a safetensors or GGUF file."""
         ...
 
     def path(self, file: str) -> Path:
@@ -51,8 +52,9 @@ class LocalFolder:
             raise SourceError(f"{self.root} cannot be listed: {error.strerror or error}") from error
 
     def header(self, file: str) -> Header:
-        """The checked header; raises as `read_header` does."""
-        return read_header(self.root / file)
+        """The checked header; raises as `read_header` and `read_gguf` do."""
+        path = self.root / file
+        return read_gguf(path)[0] if file.endswith(".gguf") else read_header(path)
 
     def path(self, file: str) -> Path:
         """The file's own path."""

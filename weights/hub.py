@@ -26,9 +26,10 @@ from .errors import (
 )
 from .file import DTYPES, Header, TensorInfo, read_header, unsupported_dtype
 from .folder import BESIDE, Folder, LocalFolder, is_hidden
+from .packed.gguf import read_gguf
 
 _NAME = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.safetensors))?(?:@(?P<revision>[\w./-]+))?"
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.(?:safetensors|gguf)))?(?:@(?P<revision>[\w./-]+))?"
 )
 
 
@@ -48,7 +49,7 @@ class HubName:
     def parse(cls, text: str) -> "HubName | None":
         """Read a name; None where it cannot be one."""
         match = _NAME.fullmatch(text)
-        if match is None or match["repo"].endswith(".safetensors") or match["repo"].startswith("."):
+        if match is None or match["repo"].startswith(".") or match["repo"].endswith((".safetensors", ".gguf")):
             return None
         return cls(match["repo"], match["revision"] or "main", match["file"])
 
@@ -70,9 +71,11 @@ class Repository:
         return self._files
 
     def header(self, file: str) -> Header:
-        """The header: of the cached file, or else fetched alone."""
+        """The header: of the cached file, or else fetched alone. A GGUF file is downloaded for it."""
         import huggingface_hub
 
+        if file.endswith(".gguf"):
+            return read_gguf(self.path(file))[0]
         cached = self._cached(file)
         if cached is not None:
             return read_header(cached)
@@ -113,7 +116,7 @@ class HubFile:
     def __init__(self, repository: Folder, file: str) -> None:
         """Raises SourceError where the repository has no such file."""
         if file not in repository.files():
-            weights = [name for name in repository.files() if name.endswith(".safetensors")]
+            weights = [name for name in repository.files() if name.endswith((".safetensors", ".gguf"))]
             raise SourceError(
                 f"{repository.name} has no file {file}; it has {', '.join(weights) or 'no weights'}"
             )

@@ -52,6 +52,11 @@ class Recipe:
     sources: tuple[str, ...]
     change: str = ""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the tensor is one of the file's as it lies."""
+        return len(self.sources) == 1 and not self.change
+
     def shape(self, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
         """The shape that `tensor` will have, given those of the file's tensors.
 

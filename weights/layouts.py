@@ -1,7 +1,6 @@
-"""Which key of a diffusers folder is which official key: one table per component.
+"""Which key of another layout is which official key: one table per component.
 
-`keys.py` explains the notation and reads the tables. The text encoders have the same keys in every
-layout and need none.
+`keys.py` explains the notation and reads the tables. Diffusers keeps the text encoders' keys.
 """
 
 from .keys import Layout, Line
@@ -74,6 +73,28 @@ CONTROLNET = Layout(
         Line("controlnet_blocks.{i}.*", "controlnet_blocks.{i}.*"),
     ),
 )
+
+
+_BLOCK = "encoder.block.{i}.layer"
+T5_LLAMA = Layout(
+    our_stack="encoder.block.",
+    their_stack="enc.blk.",
+    lines=(
+        Line("shared.weight", "token_embd.weight"),
+        Line(f"{_BLOCK}.0.SelfAttention.q.weight", "enc.blk.{i}.attn_q.weight"),
+        Line(f"{_BLOCK}.0.SelfAttention.k.weight", "enc.blk.{i}.attn_k.weight"),
+        Line(f"{_BLOCK}.0.SelfAttention.v.weight", "enc.blk.{i}.attn_v.weight"),
+        Line(f"{_BLOCK}.0.SelfAttention.o.weight", "enc.blk.{i}.attn_o.weight"),
+        Line(f"{_BLOCK}.0.SelfAttention.relative_attention_bias.weight", "enc.blk.{i}.attn_rel_b.weight"),
+        Line(f"{_BLOCK}.0.layer_norm.weight", "enc.blk.{i}.attn_norm.weight"),
+        Line(f"{_BLOCK}.1.DenseReluDense.wi_0.weight", "enc.blk.{i}.ffn_gate.weight"),
+        Line(f"{_BLOCK}.1.DenseReluDense.wi_1.weight", "enc.blk.{i}.ffn_up.weight"),
+        Line(f"{_BLOCK}.1.DenseReluDense.wo.weight", "enc.blk.{i}.ffn_down.weight"),
+        Line(f"{_BLOCK}.1.layer_norm.weight", "enc.blk.{i}.ffn_norm.weight"),
+        Line("encoder.final_layer_norm.weight", "enc.output_norm.weight"),
+    ),
+)
+"""The T5 encoder in GGUF files, as llama.cpp names it."""
 
 
 def _resnet(ours: str, theirs: str) -> tuple[Line, ...]:

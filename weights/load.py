@@ -24,15 +24,19 @@ from .load_into import Device, load_into
 from .source import Source, resolve
 
 
-def load_mmdit(source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None) -> MMDiT:
+def load_mmdit(
+    source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None, *, unpack: bool = False
+) -> MMDiT:
     """Load the MM-DiT of a source, in eval mode, with parameters that want no gradient.
 
     Args:
-        source: "tiny", a .safetensors file, a folder in the official or the diffusers layout, or
+        source: "tiny", a .safetensors or .gguf file, a folder in the official or the diffusers layout, or
             "owner/name[/file][@revision]" on the Hugging Face Hub.
         device: where the weights go. On the CPU they stay mapped to the file.
         dtype: cast to this. None keeps what the file holds: the most common dtype where it holds
-            several, and bfloat16 for fp8, in which nothing can be computed.
+            several, and bfloat16 for fp8 and GGUF, in which nothing can be computed.
+        unpack: weights in fp8, int8 and GGUF's blocks stay as they are, and each linear layer makes its
+            numbers when it is used; True makes all of them now, which takes more memory and less time.
 
     Raises:
         CheckpointError: its subclasses tell a bad source, file, fit, weights that are not finite,
@@ -40,7 +44,8 @@ def load_mmdit(source: str | Path, device: Device = "cpu", dtype: torch.dtype | 
             of every tensor; NaN and infinities are looked for in all values of a part up to 0.5 GB, and in
             a sample of the big tensors of a larger one (`inspect(source, values=True)` reads all).
     """
-    return cast(MMDiT, load_component(resolve(source, ["mmdit"]).component("mmdit"), device, dtype))
+    component = resolve(source, ["mmdit"]).component("mmdit")
+    return cast(MMDiT, load_component(component, device, dtype, unpack=unpack))
 
 
 def load_vae(source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None) -> VAE:
@@ -56,9 +61,11 @@ def load_controlnet(
     return cast(ControlNet, load_component(found.component("controlnet"), device, dtype))
 
 
-def load_t5(source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None) -> T5:
+def load_t5(
+    source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None, *, unpack: bool = False
+) -> T5:
     """Load the T5 encoder of a source; as `load_mmdit`."""
-    return cast(T5, load_component(resolve(source, ["t5"]).component("t5"), device, dtype))
+    return cast(T5, load_component(resolve(source, ["t5"]).component("t5"), device, dtype, unpack=unpack))
 
 
 def load_clip(
@@ -218,6 +225,8 @@ def load_component(
     device: Device = "cpu",
     dtype: torch.dtype | None = None,
     module: nn.Module | None = None,
+    *,
+    unpack: bool = False,
 ) -> nn.Module:
     """Load one part that `resolve` found: build, check, and only then load.
 
@@ -227,11 +236,12 @@ def load_component(
         dtype: cast to this; None keeps what the file holds.
         module: the empty module that `check_fit` built for it. It is taken over, once: the next load builds
             another.
+        unpack: as in `load_mmdit`.
 
     Raises:
         CheckpointError: as `load_mmdit`.
     """
     if module is None or not all(tensor.is_meta for tensor in module.state_dict().values()):
         module = build_component(component)
-    load_into(module, component, device, dtype)
+    load_into(module, component, device, dtype, unpack=unpack)
     return module

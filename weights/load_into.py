@@ -1,5 +1,6 @@
 """Give a module the tensors of a component: all of them, checked as a whole first, and no others."""
 
+import re
 import warnings
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch.overrides import TorchFunctionMode
 from .compare import require_fit
 from .component import Component
 from .file import MappedFile
-from .values import check_cast, check_finite
+from .packed.linear import PackedLinear
+from .packed.value import Packed
+from .values import check_cast, check_finite, check_packed
 
 Device = torch.device | str
 
@@ -30,7 +33,14 @@ class Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def load_into(module: nn.Module, component: Component, device: Device, dtype: torch.dtype | None) -> None:
+def load_into(
+    module: nn.Module,
+    component: Component,
+    device: Device,
+    dtype: torch.dtype | None,
+    *,
+    unpack: bool = False,
+) -> None:
     """Load a component into a module, which is put in eval mode with parameters that want no gradient.
 
     The fit and the values are checked before anything changes: a module is loaded or left alone.
@@ -42,15 +52,18 @@ def load_into(module: nn.Module, component: Component, device: Device, dtype: to
         component: the tensors.
         device: where the weights go.
         dtype: cast to this; None is `component.dtype`. Integers stay what they are.
+        unpack: give the linear layers that are stored in few bits their numbers now, not at each use.
 
     Raises:
         FitError: a tensor is missing, left over, or of a shape or dtype that does not fit.
         ValuesError: weights are NaN or infinite, or become so in `dtype`.
     """
     require_fit(component, module)
-    stored = component.tensors(tuple(module.state_dict()))
-    check_finite(stored, name=component.where)
     target = dtype or component.dtype
+    packed = {} if unpack else component.packed(_linear_weights(module))
+    check_packed(packed, target, name=component.where)
+    stored = component.tensors(tuple(name for name in module.state_dict() if name not in packed))
+    check_finite(stored, name=component.where)
     ready = {
         name: tensor.to(device, target if tensor.is_floating_point() else None)
         for name, tensor in stored.items()
@@ -66,8 +79,27 @@ def load_into(module: nn.Module, component: Component, device: Device, dtype: to
             "not used: SD3 does not project CLIP-L. diffusers would apply it, so its pooled vectors differ",
             stacklevel=4,
         )
+    for name, weight in packed.items():
+        ready |= _put_packed(module, name.removesuffix(".weight"), weight, device)
     module.load_state_dict(ready, assign=True)
     module.eval().requires_grad_(False)
+
+
+def _linear_weights(module: nn.Module) -> tuple[str, ...]:
+    """The weights of the linear layers in a module's stacks, by key: nearly all of its bytes."""
+    return tuple(
+        f"{path}.weight"
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and re.search(r"\.\d+\.", path)
+    )
+
+
+def _put_packed(module: nn.Module, path: str, weight: Packed, device: Device) -> dict[str, Tensor]:
+    """Put a layer that keeps its weight in few bits in a linear layer's place; its buffers, by key."""
+    has_bias = getattr(module.get_submodule(path), "bias", None) is not None
+    layer = PackedLinear(weight, bias=has_bias)
+    module.set_submodule(path, layer)
+    return {f"{path}.{name}": buffer.to(device) for name, buffer in layer.named_buffers()}
 
 
 def projection_distance(component: Component) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from .keys import Layout
-from .layouts import CONTROLNET, MMDIT, VAE
+from .layouts import CONTROLNET, MMDIT, T5_LLAMA, VAE
 
 PARTS: Mapping[str, str] = {
     "mmdit": "MM-DiT",
@@ -30,12 +30,13 @@ PREFIXES: Mapping[str, str] = {
 }
 """What stands before a part's keys in an official file that holds several parts."""
 
-DIFFUSERS: Mapping[str, tuple[re.Pattern[str], Layout]] = {
-    "mmdit": (re.compile(r"transformer_blocks\."), MMDIT),
-    "vae": (re.compile(r"\w+\.(down_blocks|up_blocks|mid_block|conv_norm_out)\."), VAE),
-    "controlnet": (re.compile(r"transformer_blocks\.\d+\.(attn\.to_|ff\.|norm1\.)"), CONTROLNET),
+OTHER_LAYOUTS: Mapping[str, tuple[str, re.Pattern[str], Layout]] = {
+    "mmdit": ("diffusers", re.compile(r"transformer_blocks\."), MMDIT),
+    "vae": ("diffusers", re.compile(r"\w+\.(down_blocks|up_blocks|mid_block|conv_norm_out)\."), VAE),
+    "controlnet": ("diffusers", re.compile(r"transformer_blocks\.\d+\.(attn\.to_|ff\.|norm1\.)"), CONTROLNET),
+    "t5": ("llama.cpp", re.compile(r"enc\.blk\."), T5_LLAMA),
 }
-"""The parts that diffusers stores under other keys: what tells its layout, and the table."""
+"""The parts that others store under other keys: who, what tells the layout, and the table."""
 
 IGNORED: Mapping[str, re.Pattern[str]] = {
     # What training left behind in any file, and what is computed rather than stored.
@@ -44,6 +45,8 @@ IGNORED: Mapping[str, re.Pattern[str]] = {
     "controlnet": re.compile(r"context_embedder\..*"),
     # SD3 does not project CLIP-L, whatever a file holds.
     "clip_l": re.compile(r"text_projection\.weight"),
+    # A whole T5 in llama.cpp's layout has a decoder too.
+    "t5": re.compile(r"dec\..*|output\.weight"),
 }
 """Keys that are left out, by part; under "" those of any part."""
 

@@ -15,7 +15,7 @@ KNOWN: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("mmdit", re.compile(r"transformer_blocks\.\d+\.(norm1_context|ff_context|attn\.norm_added_[qk])\.")),
     ("vae", re.compile(r"(encoder|decoder)\.(down|up|mid)(_blocks?)?\.")),
     ("clip", re.compile(r"text_model\.")),
-    ("t5", re.compile(r"encoder\.block\.\d+\.layer\.")),
+    ("t5", re.compile(r"encoder\.block\.\d+\.layer\.|enc\.blk\.\d+\.")),
 )
 """A part, and keys that decide for it: the first that matches any key counts. "clip" is one of the two."""
 

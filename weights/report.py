@@ -12,6 +12,7 @@ from .compare import Misfit, table
 from .component import Component
 from .fetch import what_to_fetch
 from .load_into import projection_distance
+from .packed.blocks import BLOCKS
 from .recognise import named
 from .source import TINY, TOKENIZERS, Source, resolve
 from .variants import describe
@@ -157,8 +158,13 @@ def _notes(component: Component) -> Iterator[str]:
     if distance is not None:
         same = "is the identity" if distance == 0 else f"differs from the identity by {distance:.3g}"
         yield f"text_projection {same}; it is not used, since SD3 does not project CLIP-L"
-    if any(info.dtype == "F8_E4M3" for info in component.sources.values()):
-        yield "stored in fp8 without scales: loads as bfloat16 unless another dtype is asked for"
+    if component.in_few_bits:
+        blocks = any(info.dtype in BLOCKS for info in component.sources.values())
+        scales = "with scales" if component.coded else "in blocks" if blocks else "without scales"
+        yield (
+            f"stored in few bits {scales}: each linear layer makes its numbers when it is used, in "
+            f"{str(component.dtype).removeprefix('torch.')} unless another dtype is asked for"
+        )
 
 
 def _told(check: Check) -> str:

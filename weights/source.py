@@ -105,8 +105,8 @@ def resolve(source: str | Path, parts: Collection[str] | None = None) -> Source:
     """Find out what a source holds, from file names and headers; no weights are read.
 
     Args:
-        source: "tiny" (the embedded model; a folder of that name is "./tiny"), a .safetensors file, a
-            folder in the official or the diffusers layout, or on the Hub "owner/name",
+        source: "tiny" (the embedded model; a folder of that name is "./tiny"), a .safetensors or .gguf
+            file, a folder in the official or the diffusers layout, or on the Hub "owner/name",
             "owner/name@revision", "owner/name/file.safetensors" and both together.
         parts: look for these only; None means all.
 
@@ -162,8 +162,8 @@ def open_source(source: str | Path) -> Folder:
     hub_name = HubName.parse(source) if isinstance(source, str) else None
     if hub_name is None or (path.parent != Path() and Path(path.parts[0]).is_dir()):
         raise SourceError(
-            f"there is no file or folder {source!s}; a source is 'tiny', a .safetensors file, a folder, or "
-            "'owner/name' or 'owner/name@revision' on the Hugging Face Hub"
+            f"there is no file or folder {source!s}; a source is 'tiny', a .safetensors or .gguf file, a "
+            "folder, or 'owner/name' or 'owner/name@revision' on the Hugging Face Hub"
         )
     repository = open_repository(hub_name)
     return repository if hub_name.file is None else HubFile(repository, hub_name.file)
@@ -192,7 +192,7 @@ def _open_file(path: Path) -> Folder:
     """Open one file: of weights, or the index of a sharded checkpoint together with its shards."""
     if path.name.endswith(".safetensors.index.json"):
         return LocalFolder(path.parent)
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", ".gguf"):
         read_header(path)  # says what the file is, where it is no safetensors file
         raise SourceError(
             f"{path} is a safetensors file under another name: rename it to end in .safetensors"
@@ -212,7 +212,7 @@ class _Scanner:
     def best(self, part: str, directory: str) -> Component | None:
         """The component of this kind that a directory offers, or None.
 
-        A file of its own wins over one that holds more parts, and full precision over fp8.
+        A file of its own wins over one that holds more parts, and full precision over fewer bits.
 
         Raises:
             SourceError: two files offer it, and nothing tells which is meant.
@@ -221,8 +221,7 @@ class _Scanner:
         for siblings in self._scan(directory):
             for component in siblings:
                 if component.part == part:
-                    is_fp8 = any(info.dtype.startswith("F8") for info in component.sources.values())
-                    ranked.append((len(siblings), is_fp8, component))
+                    ranked.append((len(siblings), component.in_few_bits, component))
         ranked.sort(key=lambda entry: entry[:2])
         if len(ranked) > 1 and ranked[0][:2] == ranked[1][:2]:
             names = ", ".join(component.unit.name for *_, component in ranked)

@@ -21,10 +21,16 @@ class Unit:
     files: Mapping[str, str]  # the same keys to the file that holds each
     stored: Mapping[str, str] = field(default_factory=dict)  # the same keys to how the files spell them
     wrappers: tuple[str, ...] = ()  # that were taken off the keys, as "module."
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of the headers
 
     @classmethod
     def of(
-        cls, name: str, folder: Folder, infos: Mapping[str, TensorInfo], files: Mapping[str, str]
+        cls,
+        name: str,
+        folder: Folder,
+        infos: Mapping[str, TensorInfo],
+        files: Mapping[str, str],
+        metadata: Mapping[str, str] | None = None,
     ) -> "Unit":
         """Describe what files hold, and take off what a trainer put around their keys."""
         stored, wrappers = unwrap(list(infos))
@@ -35,6 +41,7 @@ class Unit:
             {key: files[raw] for key, raw in stored.items()},
             stored,
             wrappers,
+            metadata or {},
         )
 
     @property
@@ -59,6 +66,9 @@ def units_of(folder: Folder, directory: str) -> list[Unit]:
     indexed = {shard for name in names for shard in _weight_map(folder, name).values()}
     alone = [file for file in here if file.endswith(".safetensors") and file not in indexed]
     names += [file for file in alone if _SHARD.fullmatch(file) is None]
+    # To tell what a GGUF file on the Hub holds, all of it is fetched: there it is opened only where it is named.
+    blocks = [file for file in here if file.endswith(".gguf")]
+    names += [file for file in blocks if folder.is_here(file) or folder.name.endswith(".gguf")]
     stems = {PurePosixPath(name).name.split(".")[0] for name in names if not _is_variant(name)}
     units = [
         read_unit(folder, name)
@@ -107,8 +117,8 @@ def read_unit(folder: Folder, name: str) -> Unit:
         FileFormatError: a file is damaged, a shard is missing, or the index and the shards disagree.
     """
     if not _is_index(name):
-        tensors = folder.header(name).tensors
-        return Unit.of(name, folder, tensors, dict.fromkeys(tensors, name))
+        header = folder.header(name)
+        return Unit.of(name, folder, header.tensors, dict.fromkeys(header.tensors, name), header.metadata)
     weight_map = _weight_map(folder, name)
     absent = sorted(set(weight_map.values()) - set(folder.files()))
     if absent:

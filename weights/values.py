@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ValuesError
+from .packed.value import Packed
 
 WHOLE_BYTES = 2**29
 """Up to this size a part is read through: half a gigabyte takes about 0.1 s. Of a bigger one, big tensors
@@ -47,6 +48,32 @@ def check_finite(tensors: Mapping[str, Tensor], *, name: str, whole: bool = Fals
         raise ValuesError(
             f"{name} has NaN or infinite weights in {len(bad)} of {len(tensors)} tensors ({_some(bad)}): the "
             "file is damaged, or its training had failed. Fetch it again, or use another checkpoint"
+        )
+
+
+def check_packed(tensors: Mapping[str, Packed], dtype: torch.dtype, *, name: str) -> None:
+    """Refuse weights in few bits that stand for a NaN, an infinity, or more than a dtype holds.
+
+    Args:
+        tensors: name to weight. Of big ones in a big part some rows are unpacked, as `check_finite` samples.
+        dtype: what they are rounded to when they are used.
+        name: where they come from, for the message.
+
+    Raises:
+        ValuesError: at least one is not finite; the message names them.
+    """
+    whole = sum(weight.rows.nbytes for weight in tensors.values()) <= WHOLE_BYTES
+    bad = []
+    for key, weight in tensors.items():
+        count = len(weight.rows)
+        spans = [(0, count)] if whole or count <= 24 else [(i, i + 8) for i in (0, count // 2, count - 8)]
+        if not all(_is_finite(weight.unpack(*span).to(dtype)) for span in spans):
+            bad.append(key)
+    if bad:
+        raise ValuesError(
+            f"{name} has NaN or infinite weights in {len(bad)} of {len(tensors)} tensors in few bits "
+            f"({_some(bad)}), or numbers too big for {str(dtype).removeprefix('torch.')}: the file is "
+            "damaged. Fetch it again"
         )
 
 

@@ -87,11 +87,18 @@ def test_dtype_is_the_files_unless_another_is_asked_for(tmp_path, writers, parts
     assert_loaded(weights.load_vae(path, dtype=torch.float32), cast)
 
 
-def test_fp8_is_cast_up(tmp_path, writers, parts):
-    state = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in parts["t5"].items()}
-    path = writers["write"](tmp_path / "t5xxl_fp8_e4m3fn.safetensors", state)
-    assert_loaded(weights.load_t5(path), {name: tensor.bfloat16() for name, tensor in state.items()})
-    assert_loaded(weights.load_t5(path, dtype=torch.float32), {name: t.float() for name, t in state.items()})
+@pytest.mark.parametrize("fp8", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_is_cast_up(tmp_path, writers, parts, fp8):
+    state = {name: tensor.to(fp8) for name, tensor in parts["t5"].items()}
+    path = writers["write"](tmp_path / "t5xxl_fp8.safetensors", state)
+    cast = {name: tensor.bfloat16() for name, tensor in state.items()}
+    assert_loaded(weights.load_t5(path, unpack=True), cast)
+    whole = weights.load_t5(path, dtype=torch.float32, unpack=True)
+    assert_loaded(whole, {name: tensor.float() for name, tensor in state.items()})
+    packed, ids = weights.load_t5(path, dtype=torch.float32), torch.arange(7)[None]
+    assert torch.equal(packed(ids), whole(ids))
+    layer = packed.get_submodule("encoder.block.1.layer.1.DenseReluDense.wo")
+    assert layer.packed.nbytes == layer.weight.numel()
 
 
 def test_mixed_dtypes_load_as_the_one_of_most_bytes(tmp_path, writers, parts):
@@ -161,20 +168,6 @@ def test_keys_of_no_part_are_left_over(tmp_path, writers, parts):
     path = writers["write"](tmp_path / "m.safetensors", state)
     with pytest.raises(FitError, match=r"left over +model_ema\.decay"):
         weights.load_vae(path)
-
-
-@pytest.mark.parametrize(
-    ("part", "scale", "file"),
-    [
-        ("t5", "encoder.block.0.layer.0.SelfAttention.q.scale_weight", "t5xxl_fp16.safetensors"),
-        ("mmdit", "joint_blocks.0.x_block.mlp.fc1.scale_weight", r"sd3\.5_medium\.safetensors"),
-        ("clip_g", "text_model.encoder.layers.0.mlp.fc1.scale_weight", r"clip_g\.safetensors"),
-    ],
-)
-def test_scaled_fp8_says_what_to_fetch_of_the_same_part(tmp_path, writers, parts, part, scale, file):
-    path = writers["write"](tmp_path / f"{part}.safetensors", parts[part] | {scale: torch.ones(1)})
-    with pytest.raises(FitError, match=f"fp8 with scales, which are not supported: fetch .*{file}"):
-        LOAD[part](path)
 
 
 def test_a_tensor_that_decides_a_size_is_missed_by_name(tmp_path, writers, parts):
