@@ -96,7 +96,7 @@ REFUSED = {
     "header no JSON": ({"metadata": {"_quantization_metadata": "{"}}, "cannot be read"),
     "both spellings": ({"extra": COMFY | {f"{LAYER}.scale_weight": torch.ones(())}}, "are both there"),
     "of full precision": ({"fp8": torch.float16}, "nobody knows whether it is multiplied already"),
-    "another marker": ({"extra": {"scaled_fp8": torch.zeros(0).half()}}, "fp8 or F32 belongs"),
+    "another marker": ({"extra": {"scaled_fp8": torch.zeros(0).half()}}, "fp8 or F32 marks the file"),
     "of nothing": ({"extra": {"joint_blocks.0.none.weight_scale": torch.ones(())}}, "is there and"),
 }
 
@@ -127,7 +127,7 @@ def test_reference_layers_are_exact(shared_reference, name):
     expected = load_file(folder / f"{name}.expected.safetensors")
     component = weights.resolve(folder / f"{name}.safetensors", ["mmdit"]).component("mmdit")
     tensors = component.tensors()
-    assert set(expected) == set(tensors)
+    assert set(expected) <= set(tensors)  # those that are held whole
     for key, stored in expected.items():
         assert torch.equal(tensors[key].float(), stored.float()), key
 
