@@ -49,7 +49,11 @@ class HubName:
     def parse(cls, text: str) -> "HubName | None":
         """Read a name; None where it cannot be one."""
         match = _NAME.fullmatch(text)
-        if match is None or match["repo"].startswith(".") or match["repo"].endswith((".safetensors", ".gguf")):
+        if (
+            match is None
+            or match["repo"].startswith(".")
+            or match["repo"].endswith((".safetensors", ".gguf"))
+        ):
             return None
         return cls(match["repo"], match["revision"] or "main", match["file"])
 

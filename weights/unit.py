@@ -66,7 +66,7 @@ def units_of(folder: Folder, directory: str) -> list[Unit]:
     indexed = {shard for name in names for shard in _weight_map(folder, name).values()}
     alone = [file for file in here if file.endswith(".safetensors") and file not in indexed]
     names += [file for file in alone if _SHARD.fullmatch(file) is None]
-    # To tell what a GGUF file on the Hub holds, all of it is fetched: there it is opened only where it is named.
+    # On the Hub all of a GGUF file is fetched to tell what it holds: there only one that is named is opened.
     blocks = [file for file in here if file.endswith(".gguf")]
     names += [file for file in blocks if folder.is_here(file) or folder.name.endswith(".gguf")]
     stems = {PurePosixPath(name).name.split(".")[0] for name in names if not _is_variant(name)}

@@ -8,7 +8,7 @@ from torch import nn
 import sd35
 from mmdit import MMDiT, MMDiTConfig
 from sd35 import SettingsError, capture
-from sd35.adapters import add_lora, lora_names, lora_parameters, remove_lora, set_lora
+from sd35.adapters.lora import add_lora, lora_names, lora_parameters, remove_lora, set_lora
 
 CONFIG = MMDiTConfig(
     dim=64, depth=2, num_heads=1, pos_embed_size=8, context_dim=32, pooled_dim=24, dual_blocks=(0,)

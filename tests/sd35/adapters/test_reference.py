@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import weights
-from sd35.adapters import add_lora, remove_lora
+from sd35.adapters.lora import add_lora, remove_lora
 from textenc import CLIP, CLIPConfig
 
 BASES = {"mmdit": "mmdit_qknorm_dual", "clip_l": "clip_l_like", "clip_g": "clip_g_like", "t5": "t5_like"}
