@@ -18,8 +18,8 @@ from .siblings import check_siblings
 if TYPE_CHECKING:
     from .adapters.control import control_image as control_image
     from .adapters.lora import add_lora as add_lora
-    from .adapters.lora import lora_names as lora_names
     from .adapters.lora import lora_parameters as lora_parameters
+    from .adapters.lora import loras_on as loras_on
     from .adapters.lora import remove_lora as remove_lora
     from .adapters.lora import set_lora as set_lora
     from .adapters.report import LoraReport as LoraReport
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .errors import SettingsError as SettingsError
     from .guidance import Guidance as Guidance
     from .loading import load as load
+    from .loras import Lora as Lora
     from .noise import draw_noise as draw_noise
     from .pipeline import Pipeline as Pipeline
     from .report import Recording as Recording
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     ".adapters.control": ("control_image",),
-    ".adapters.lora": ("add_lora", "lora_names", "lora_parameters", "remove_lora", "set_lora"),
+    ".adapters.lora": ("add_lora", "lora_parameters", "loras_on", "remove_lora", "set_lora"),
     ".adapters.report": ("LoraReport",),
     ".attention": (
         "AttentionMaps",
@@ -67,6 +68,7 @@ HOMES = {
     ),
     ".errors": ("NonFiniteError", "SettingsError"),
     ".guidance": ("Guidance",),
+    ".loras": ("Lora",),
     ".loading": ("load",),
     ".noise": ("draw_noise",),
     ".pipeline": ("Pipeline",),

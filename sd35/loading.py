@@ -4,10 +4,17 @@ The file is not called load.py: a submodule of that name would take the place of
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
+from weights import SourceError
+from weights.adapters import read_adapter
+
+from .adapters.lora import shapes_of
+from .errors import SettingsError
 from .found import Found, Place, find, read
+from .loras import Lora, Loras
 from .pipeline import Pipeline
 
 
@@ -23,6 +30,7 @@ def load(
     t5: bool | Place = True,
     tokenizers: Place | None = None,
     vae: Place | None = None,
+    lora: Any = None,
     one_by_one: bool = False,
 ) -> Pipeline:
     """Load a model: transformer, autoencoder, text encoders and their tokenizers.
@@ -50,6 +58,8 @@ def load(
         tokenizers: another source for the tokenizers, which no weights file holds: the folder of a model, or
             one with vocab.json, merges.txt and spiece.model.
         vae: another source for the autoencoder.
+        lora: a LoRA or its kin to put on it, or a list of several: each a source, "SOURCE:SCALE" or a pair of
+            both; see `sd35.add_lora`.
         one_by_one: load each text encoder when prompts are encoded and free it before the next, so that only
             one is in memory at a time.
 
@@ -68,7 +78,12 @@ def load(
         tokenizers=tokenizers,
         vae=vae,
     )
-    return load_found(found, device, dtype, one_by_one=one_by_one)
+    loras = Loras().check("lora", [] if lora is None else lora)
+    check_loras(found, loras)
+    pipe = load_found(found, device, dtype, one_by_one=one_by_one)
+    for one in loras:
+        pipe.add_lora(one.source, one.scale)
+    return pipe
 
 
 def load_found(
@@ -80,3 +95,32 @@ def load_found(
 ) -> Pipeline:
     """Read the weights of a model that was looked for already, by `find`; the rest is as in `load`."""
     return Pipeline(**vars(read(found, device, dtype, one_by_one=one_by_one)))
+
+
+def check_loras(found: Found, loras: tuple[Lora, ...]) -> None:
+    """See that LoRAs are there and fit a model that was found, before weights are read.
+
+    Args:
+        found: what `find` gave.
+        loras: those of an earlier picture have the hash of the file that it was drawn with.
+
+    Raises:
+        SettingsError: a LoRA of a picture is not there, or is another file now.
+        weights.AdapterError: one is none of this model.
+    """
+    shapes = {part: shapes_of(module) for part, module in found.modules.items() if part != "vae"}
+    for one in loras:
+        try:
+            adapter = read_adapter(one.source, shapes)
+        except SourceError as error:
+            if not one.digest:
+                raise
+            raise SettingsError(
+                f"the picture was drawn with the LoRA {one}, which is not there: name it by "
+                f"--lora FILE:{one.scale:g}, or leave it out by --lora none"
+            ) from error
+        if one.digest and adapter.digest != one.digest:
+            raise SettingsError(
+                f"the picture was drawn with the LoRA {one}, and that file is another one now (SHA-256 "
+                f"{adapter.digest[:12]}): name the right one, or this one, by --lora FILE:{one.scale:g}"
+            )

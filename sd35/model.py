@@ -16,8 +16,10 @@ from textenc.prompt import PromptLike, as_prompts
 from vae import VAE
 from weights.load import Loader
 
+from .adapters.lora import loras_on
 from .errors import SettingsError, check_finite
 from .images import Picture, as_image
+from .loras import agreed
 from .settings import Missing, Settings
 from .size import Size, check_size
 from .velocity import GuidedVelocity
@@ -184,7 +186,8 @@ class Model:
         """Fill in what the settings left to the model, and record what the pictures are made with.
 
         Raises:
-            SettingsError: the size is larger than the model draws.
+            SettingsError: the size is larger than the model draws, or the settings name LoRAs that are
+                not on it.
         """
         width = self.size.width if settings.width is None else settings.width
         height = self.size.height if settings.height is None else settings.height
@@ -200,7 +203,10 @@ class Model:
         made_with |= {f"{part}_dtype": name for part, name in computed.items() if name != computed["mmdit"]}
         made_with |= {f"{part}_source": source for part, source in self.sources.items()}
         made_with |= {"weights": self.weights} if self.weights else {}
-        return replace(settings, width=width, height=height, model=self.model, made_with=made_with)
+        loras = agreed(settings.loras, loras_on(self))
+        return replace(
+            settings, width=width, height=height, loras=loras, model=self.model, made_with=made_with
+        )
 
     def check_noise(self, noise: Tensor, settings: Settings) -> None:
         """See that noise is of the size that the settings draw, and can be begun with.

@@ -18,8 +18,11 @@ from torch import nn
 from flow import Companion
 from textenc.prompt import PromptLike
 
+from .adapters.lora import add_lora, remove_lora, set_lora
+from .adapters.report import LoraReport
 from .device import as_device
 from .documented import takes
+from .found import Place
 from .methods import Editing, Inverting
 from .model import Model
 from .report.recording import Recorder, Recording
@@ -162,6 +165,23 @@ class Pipeline(Model):
             NonFiniteError: a stage computed NaN or infinity.
         """
         return edit(self, Edit.of(data, prompt, source_prompt, given, companion=companion), progress=progress)
+
+    def add_lora(
+        self, source: Place, scale: float = 1.0, name: str | None = None, merge: bool = False
+    ) -> LoraReport:
+        """Put a LoRA, or one of its kin, on this pipeline; see `sd35.add_lora`.
+
+        Pictures that are drawn from now on carry its name, its file's hash and its scale.
+        """
+        return add_lora(self, source, scale, name, merge)
+
+    def set_lora(self, name: str, scale: float) -> None:
+        """Change the strength of a LoRA; see `sd35.set_lora`."""
+        set_lora(self, name, scale)
+
+    def remove_lora(self, name: str) -> None:
+        """Take a LoRA off, and give the weights back to the last bit; see `sd35.remove_lora`."""
+        remove_lora(self, name)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move all parts to a device, and compute in another dtype; None keeps what there is.

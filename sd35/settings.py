@@ -9,6 +9,7 @@ from . import fields
 from .errors import SettingsError
 from .fields import Kind, Name, Number, Options, Text, Whole, setting
 from .guidance import PLAIN, Guidance
+from .loras import Lora, Loras
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,6 +198,13 @@ class Settings:
         Name(lambda: get_args(Missing)),
         "what stands for a text encoder that is not there: zeros or drop",
         decides="flow",
+    )
+    loras: tuple[Lora, ...] | None = setting(
+        None,
+        Loras(),
+        "a LoRA or its kin, with a strength or not (1); may be repeated. none leaves out those of a picture",
+        decides="flow",
+        option="--lora",
     )
     batch_size: int = setting(
         1,

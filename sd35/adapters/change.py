@@ -1,13 +1,16 @@
 """What one update of a LoRA does to the weight, the bias and the output of one module."""
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weights.adapters import Update, matrix
+
+from ..loras import Lora
 
 Layer = Any
 """A module with a weight, and perhaps a bias: linear or of another kind, whole or in few bits."""
@@ -137,6 +140,16 @@ class Change(nn.Module):
 
 class Changes(nn.ModuleList):
     """All that one LoRA does to one module: one change, or one each for q, k and v."""
+
+    def __init__(self, changes: Iterable[Change], lora: Lora) -> None:
+        super().__init__(changes)
+        self.lora = lora
+
+    def rescale(self, scale: float) -> None:
+        """Change its strength."""
+        self.lora = replace(self.lora, scale=scale)
+        for change in self:
+            cast(Change, change).strength = scale
 
     def forward(self, x: Tensor, base: Layer) -> Tensor:
         """The sum of what they add to a linear layer's output."""

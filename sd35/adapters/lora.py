@@ -13,8 +13,10 @@ from torch import nn
 from mmdit import MMDiT
 from textenc import CLIP, T5
 from weights.adapters import Adapter, read_adapter
+from weights.load import Loader
 
 from ..errors import SettingsError
+from ..loras import Lora
 from .change import Change, Changes, Layer
 from .layer import Adapted, Kept, adapted, merged, origin
 from .report import LoraReport, LoraRow
@@ -51,10 +53,12 @@ def add_lora(
     name = _free_name(parts, source) if name is None else name
     if not re.fullmatch(r"[\w-]+", name):
         raise SettingsError(f"a LoRA's name is made of letters, digits, _ and -, got {name!r}")
-    if name in lora_names(target):
+    if any(one.name == name for one in loras_on(target)):
         raise SettingsError(f"there is already a LoRA {name!r}: remove it first, or give this one a name=")
-    adapter = read_adapter(source, {part: _shapes(module) for part, module in parts.items()})
-    rows = _install(parts, adapter, name, scale, merge=merge)
+    adapter = read_adapter(source, {part: shapes_of(module) for part, module in parts.items()})
+    _refuse_loaders(target, adapter)
+    lora = Lora(Lora.of((source, scale)).source, scale, name, adapter.digest, merge)
+    rows = _install(parts, adapter, lora)
     report = LoraReport(
         name,
         adapter.source,
@@ -80,9 +84,7 @@ def set_lora(target: Any, name: str, scale: float) -> None:
     """
     _check_scale(scale)
     for module, path, layer in _layers_with(target, name):
-        own = _changes_on(layer)[name]
-        for change in own:
-            cast(Change, change).strength = scale
+        _changes_on(layer)[name].rescale(scale)
         _refold(module, path)
 
 
@@ -103,13 +105,13 @@ def remove_lora(target: Any, name: str) -> None:
         _refold(module, path)
 
 
-def lora_names(target: Any) -> list[str]:
-    """The names of the LoRAs that are on a pipeline or a model, in the order they were added."""
-    names: dict[str, None] = {}
+def loras_on(target: Any) -> tuple[Lora, ...]:
+    """The LoRAs that are on a pipeline or a model, and their strengths."""
+    found: dict[str, Lora] = {}
     for module in parts_of(target).values():
-        for _, layer in module.named_modules():
-            names |= dict.fromkeys(_changes_on(layer))
-    return list(names)
+        for layer in module.modules():
+            found |= {name: own.lora for name, own in _changes_on(layer).items()}
+    return tuple(found.values())
 
 
 def lora_parameters(target: Any, name: str) -> dict[str, nn.Parameter]:
@@ -152,30 +154,41 @@ def parts_of(target: Any) -> dict[str, nn.Module]:
     return modules
 
 
-def _install(
-    parts: Mapping[str, nn.Module], adapter: Adapter, name: str, scale: float, *, merge: bool
-) -> list[LoraRow]:
+def _refuse_loaders(target: Any, adapter: Adapter) -> None:
+    """Refuse what would change a text encoder that is loaded anew for each prompt."""
+    text = getattr(target, "text", None)
+    for part, own in (("clip_l", "CLIP-L"), ("clip_g", "CLIP-G"), ("t5", "T5")):
+        if isinstance(getattr(text, part, None), Loader) and any(
+            own in why for why in adapter.passed_over.values()
+        ):
+            raise SettingsError(
+                f"{adapter.source} changes the text encoder {own}, which this pipeline loads anew for each "
+                "prompt: load it without one_by_one"
+            )
+
+
+def _install(parts: Mapping[str, nn.Module], adapter: Adapter, lora: Lora) -> list[LoraRow]:
     """Put every update in place; all of them were checked before."""
     by_path: dict[tuple[str, str], list[Change]] = defaultdict(list)
     for update in adapter.updates:
-        by_path[update.part, update.path].append(Change(update, scale))
+        by_path[update.part, update.path].append(Change(update, lora.scale))
     rows = []
     for (part, path), changes in by_path.items():
         module = parts[part]
         layer: Layer = module.get_submodule(path)
         base = origin(layer.base if isinstance(layer, Adapted) else layer)
-        own = Changes(changes).to(base.weight.device)
+        own = Changes(changes, lora).to(base.weight.device)
         for change in changes:
             update = change.update
             norm = change.norm(base)
             rows.append(LoraRow(part, path, update.rows, update.label, update.rank, update.alpha, norm))
-        if merge:
-            _fold(module, path, {name: own})
+        if lora.merged:
+            _fold(module, path, {lora.name: own})
         else:
             if not isinstance(layer, Adapted):
                 layer = adapted(layer).train(layer.training)
                 _put(module, path, layer)
-            layer.loras[name] = own
+            layer.loras[lora.name] = own
     return rows
 
 
@@ -253,10 +266,10 @@ def _layers_with(target: Any, name: str) -> list[tuple[nn.Module, str, nn.Module
 
 def _known(target: Any) -> str:
     """The names in a row."""
-    return ", ".join(lora_names(target)) or "none"
+    return ", ".join(one.name for one in loras_on(target)) or "none"
 
 
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Official key to shape, whatever stands in the layers' places."""
     config = cast(Any, module).config
     with torch.device("meta"):

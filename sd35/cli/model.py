@@ -70,7 +70,7 @@ def load_pipeline(
     from ..attention import check_blocks
     from ..device import as_device, as_dtype
     from ..found import find
-    from ..loading import load_found
+    from ..loading import check_loras, load_found
     from ..size import check_size
 
     made = settings.made_with
@@ -83,12 +83,16 @@ def load_pipeline(
     width, height = settings.width or found.size.width, settings.height or found.size.height
     check_size(width, height, found.mmdit, found.vae)
     check_blocks(blocks, found.mmdit.depth)
+    check_loras(found, settings.loras or ())
     pipe = load_found(
         found, device, as_dtype(args.dtype or dtype) or _dtypes(made), one_by_one=args.one_by_one
     )
     named = args.model is not None or any(getattr(args, name) is not None for name in SOURCES)
     if not named and made.get("weights", found.fingerprint) != found.fingerprint:
         tell([f"the weights in {found.model} are not those that this picture was drawn with"])
+    for lora in settings.loras or ():
+        report = pipe.add_lora(lora.source, lora.scale, lora.name or None, lora.merged)
+        tell(str(report).splitlines())
     drawn_on = made.get("device", device.type)
     if args.device == "auto" and dtype is None and drawn_on != device.type:
         tell(

@@ -1,0 +1,120 @@
+"""The LoRAs of a picture, in a form that can be written into it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import SettingsError
+from .fields import Number
+
+NONE = "none"
+"""What stands for no LoRA at all, where those of a picture would be taken."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One LoRA: where it lies, and how strong it is."""
+
+    source: str  # an absolute path where it is on this machine
+    scale: float = 1.0
+    name: str = ""  # what it is called on the pipeline; "" before it is there
+    digest: str = ""  # SHA-256 of the file; "" where it was not read yet
+    merged: bool = False  # whether it is folded into the weights, which rounds otherwise
+
+    @classmethod
+    def of(cls, given: Any) -> "Lora":
+        """One of what a user gave: "FILE", "FILE:SCALE", a pair of both, or its fields.
+
+        Raises:
+            SettingsError: it is none of these.
+        """
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, Mapping):
+            try:
+                return cls(**given)
+            except TypeError as error:
+                raise SettingsError(f"this is no LoRA: {dict(given)!r}") from error
+        scale: Any = 1.0
+        if isinstance(given, tuple | list) and len(given) == 2:
+            given, scale = given
+        elif isinstance(given, str):
+            given, scale = _split(given)
+        if not isinstance(given, str | Path) or not str(given):
+            raise SettingsError(
+                f"a LoRA is a file, a folder or owner/name, with :SCALE or not, got {given!r}"
+            )
+        path = Path(given).expanduser()
+        source = str(path.absolute()) if path.exists() else str(given)
+        return cls(source, Number().check("the scale of a LoRA", scale))
+
+    def is_same(self, other: "Lora") -> bool:
+        """Whether two are one file at one scale, as far as is known of both."""
+        one_file = (
+            self.digest == other.digest if self.digest and other.digest else self.source == other.source
+        )
+        return one_file and self.scale == other.scale and self.merged == other.merged
+
+    def __str__(self) -> str:
+        digest = f", SHA-256 {self.digest[:12]}" if self.digest else ""
+        return f"{self.name or Path(self.source).stem} at scale {self.scale:g} ({self.source}{digest})"
+
+
+@dataclass(frozen=True)
+class Loras:
+    """Any number of LoRAs; a kind of setting."""
+
+    def check(self, name: str, value: Any) -> tuple[Lora, ...]:
+        """See `fields.Kind`."""
+        is_pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float)
+        if is_pair or isinstance(value, str | Path | Lora):
+            value = [value]
+        if not isinstance(value, tuple | list):
+            raise SettingsError(f"{name} must be LoRAs, got {value!r}")
+        return () if list(value) == [NONE] else tuple(Lora.of(one) for one in value)
+
+    def plain(self, value: tuple[Lora, ...]) -> list[dict[str, Any]]:
+        """See `fields.Kind`."""
+        return [asdict(one) for one in value]
+
+    @property
+    def argument(self) -> dict[str, Any]:
+        """See `fields.Kind`."""
+        return {"action": "append", "metavar": "FILE[:SCALE]"}
+
+
+def agreed(wanted: tuple[Lora, ...] | None, there: tuple[Lora, ...]) -> tuple[Lora, ...]:
+    """What settings are drawn with, where they say what they want, or leave it to the pipeline.
+
+    Args:
+        wanted: by the settings; None takes what is there.
+        there: on the pipeline.
+
+    Raises:
+        SettingsError: one is wanted and not there, or there and not wanted.
+    """
+    if wanted is None:
+        return there
+    missing = [one for one in wanted if not any(one.is_same(other) for other in there)]
+    if missing:
+        raise SettingsError(
+            f"these settings are of pictures with the LoRA {missing[0]}, which is not on this pipeline: "
+            f"pipe.add_lora({missing[0].source!r}, {missing[0].scale:g}), or replace their `loras` by None"
+        )
+    extra = [one for one in there if not any(other.is_same(one) for other in wanted)]
+    if extra:
+        raise SettingsError(
+            f"these settings are of pictures without the LoRA {extra[0]}: pipe.remove_lora({extra[0].name!r})"
+            ", or replace their `loras` by None"
+        )
+    return there
+
+
+def _split(text: str) -> tuple[str, float]:
+    """A source and its scale, as FILE:SCALE has them."""
+    source, colon, scale = text.rpartition(":")
+    try:
+        return (source, float(scale)) if colon and source else (text, 1.0)
+    except ValueError:
+        return text, 1.0
