@@ -202,7 +202,7 @@ class Settings:
     loras: tuple[Lora, ...] | None = setting(
         None,
         Loras(),
-        "a LoRA or its kin, with a strength or not (1); may be repeated. none leaves out those of a picture",
+        "a LoRA or its kin, at a scale (1 by default); may be repeated; none leaves out a picture's",
         decides="flow",
         option="--lora",
     )

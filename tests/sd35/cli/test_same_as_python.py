@@ -33,6 +33,7 @@ VALUES: dict[str, Any] = {
     "schedule_shift": 1.5,
     "policy": "diffusers",
     "missing": "drop",
+    "loras": "style.safetensors:0.5",
     "batch_size": 2,
     "guidance.rule": "cfg_zero",
     "guidance.apg_parallel": 0.5,
