@@ -1,6 +1,6 @@
 """Files, key names and the network: from a source's name to modules that hold its weights."""
 
-from .adapters import Adapter, read_adapter
+from .adapters import Adapter, AdapterReport, inspect_adapter, is_adapter, read_adapter
 from .build import build_clip, build_controlnet, build_mmdit, build_t5, build_vae
 from .errors import (
     AdapterError,
@@ -25,6 +25,7 @@ from .values import nonfinite
 __all__ = [
     "Adapter",
     "AdapterError",
+    "AdapterReport",
     "CheckpointError",
     "ComponentReport",
     "FileFormatError",
@@ -46,6 +47,8 @@ __all__ = [
     "build_t5",
     "build_vae",
     "inspect",
+    "inspect_adapter",
+    "is_adapter",
     "load_clip",
     "load_controlnet",
     "load_mmdit",

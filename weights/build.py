@@ -22,6 +22,7 @@ from .component import Component, described
 from .errors import FitError
 from .load_into import Uninitialised
 from .parts import PARTS
+from .variants import RELEASED
 
 Tensors = Mapping[str, Tensor] | Mapping[str, Sequence[int]]
 
@@ -208,3 +209,38 @@ def position_difference(component: Component) -> tuple[float, int]:
         differences[base_size] = float((grid - computed).abs().max())
     base_size = min(differences, key=differences.__getitem__)
     return differences[base_size], base_size
+
+
+def released_shapes(variant: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Part to the shapes of its tensors in a released model, by official key, without a file.
+
+    Args:
+        variant: "sd3-medium", "sd3.5-medium" or "sd3.5-large", of which -turbo has the sizes too.
+    """
+    dim, depth, qk_norm, dual_blocks, pos_embed_size = RELEASED["mmdit"][variant]
+    transformer = MMDiTConfig(
+        dim=dim,
+        depth=depth,
+        num_heads=depth,
+        pos_embed_size=pos_embed_size,
+        qk_norm=qk_norm,
+        dual_blocks=dual_blocks,
+    )
+    clip = {"vocab_size": 49408, "positions": 77}
+    with torch.device("meta"), Uninitialised():
+        modules = {
+            "mmdit": MMDiT(transformer),
+            "clip_l": CLIP(CLIPConfig(**clip, dim=768, depth=12, num_heads=12, mlp_dim=3072, **_CLIP_L)),
+            "clip_g": CLIP(CLIPConfig(**clip, dim=1280, depth=32, num_heads=20, mlp_dim=5120, **_CLIP_G)),
+            "t5": T5(
+                T5Config(32128, dim=4096, depth=24, num_heads=64, head_dim=64, mlp_dim=10240, buckets=32)
+            ),
+        }
+    return {
+        part: {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        for part, module in modules.items()
+    }
+
+
+_CLIP_L: Mapping[str, Any] = {"projection_dim": None, "activation": "quick_gelu"}
+_CLIP_G: Mapping[str, Any] = {"projection_dim": 1280, "activation": "gelu"}

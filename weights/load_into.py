@@ -60,7 +60,7 @@ def load_into(
     """
     require_fit(component, module)
     target = dtype or component.dtype
-    packed = {} if unpack else component.packed(_linear_weights(module))
+    packed = {} if unpack else component.packed(linear_weights(module))
     check_packed(packed, target, name=component.where)
     stored = component.tensors(tuple(name for name in module.state_dict() if name not in packed))
     check_finite(stored, name=component.where)
@@ -85,7 +85,7 @@ def load_into(
     module.eval().requires_grad_(False)
 
 
-def _linear_weights(module: nn.Module) -> tuple[str, ...]:
+def linear_weights(module: nn.Module) -> tuple[str, ...]:
     """The weights of the linear layers in a module's stacks, by key: nearly all of its bytes."""
     return tuple(
         f"{path}.weight"

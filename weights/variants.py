@@ -17,7 +17,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 """The fields of each module's config that tell released models apart."""
 
-_RELEASED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+RELEASED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "mmdit": {
         "sd3-medium": (1536, 24, False, (), 192),
         "sd3.5-medium": (1536, 24, True, tuple(range(13)), 384),
@@ -49,7 +49,7 @@ def describe(component: Component, module: nn.Module) -> tuple[str, str]:
     decided = ", ".join(f"{name} {_short(size)}" for name, size in zip(fields, sizes, strict=True))
     if component.decided:
         decided = f"{component.decided}; {decided}"
-    for variant, released in _RELEASED[component.part].items():
+    for variant, released in RELEASED[component.part].items():
         if sizes == released and variant == "sd3.5-large":
             is_turbo = "turbo" in component.where.lower()
             told = "the name says turbo" if is_turbo else "no name says turbo, which has the same sizes"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ..version import release
-from . import attention, bench, edit, generate, inspect, invert, listing, train, verify
+from . import attention, bench, edit, generate, inspect, invert, listing, quantise, train, verify
 
 COMMANDS = {
     "generate": generate,
@@ -16,6 +16,7 @@ COMMANDS = {
     "attention": attention,
     "verify": verify,
     "train": train,
+    "quantise": quantise,
     "bench": bench,
     "list": listing,
 }

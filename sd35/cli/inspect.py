@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="tiny, a .safetensors file, a folder, or owner/name[@revision] on the Hugging Face Hub",
+        help="tiny, a .safetensors or .gguf file, a LoRA, a folder, or owner/name[@revision] on the Hugging "
+        "Face Hub",
     )
     parser.add_argument("--values", action="store_true", help="read every weight, report NaN and infinities")
     parser.add_argument(
@@ -35,7 +36,14 @@ def run(args: argparse.Namespace) -> int:
     if args.taps:
         print_taps(taps_of(args.source), as_json=args.json)
         return 0
-    report = weights.inspect(args.source, values=args.values)
+    try:
+        report = weights.inspect(args.source, values=args.values)
+    except weights.SourceError:
+        if not weights.is_adapter(args.source):
+            raise
+        adapter = weights.inspect_adapter(args.source)
+        print(json.dumps(adapter.as_dict(), indent=2) if args.json else adapter)
+        return 0
     print(json.dumps(report.as_dict(), indent=2) if args.json else report)
     return 0 if all(part.is_complete for part in report.components.values()) else 1
 

@@ -1,5 +1,8 @@
 """LoRA and its kin, read from the files of every trainer."""
 
+from .describe import AdapterReport as AdapterReport
+from .describe import inspect_adapter as inspect_adapter
+from .read import is_adapter as is_adapter
 from .read import read_adapter as read_adapter
 from .value import KINDS as KINDS
 from .value import Adapter as Adapter

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
-from ..errors import AdapterError, SourceError
+from ..errors import AdapterError, CheckpointError, SourceError
 from ..file import Header, MappedFile
 from ..folder import Folder, read_json
 from ..parts import PARTS, ignored
@@ -61,6 +61,16 @@ def read_adapter(source: str | Path, shapes: Shapes) -> Adapter:
         passed_over,
         tuple(_notes(updates, configs, opened.header)),
     )
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether a source's keys are those of an adapter rather than of a model, ours or another's."""
+    try:
+        folder = open_source(source)
+        keys = folder.header(_choose(folder)).tensors
+    except CheckpointError:
+        return False
+    return sum(key.endswith(tuple(SUFFIXES)) or "lora" in key.lower() for key in keys) > len(keys) / 2
 
 
 def _choose(folder: Folder) -> str:
