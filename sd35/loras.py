@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import SettingsError
-from .fields import Number
+from .fields import Kind, Number
 
 NONE = "none"
 """What stands for no LoRA at all, where those of a picture would be taken."""
@@ -62,11 +62,13 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Loras:
-    """Any number of LoRAs; a kind of setting."""
+class Loras(Kind):
+    """Any number of LoRAs."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"action": "append", "metavar": "FILE[:SCALE]"}
 
     def check(self, name: str, value: Any) -> tuple[Lora, ...]:
-        """See `fields.Kind`."""
+        """See `Kind`."""
         is_pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float)
         if is_pair or isinstance(value, str | Path | Lora):
             value = [value]
@@ -75,13 +77,8 @@ class Loras:
         return () if list(value) == [NONE] else tuple(Lora.of(one) for one in value)
 
     def plain(self, value: tuple[Lora, ...]) -> list[dict[str, Any]]:
-        """See `fields.Kind`."""
+        """See `Kind`."""
         return [asdict(one) for one in value]
-
-    @property
-    def argument(self) -> dict[str, Any]:
-        """See `fields.Kind`."""
-        return {"action": "append", "metavar": "FILE[:SCALE]"}
 
 
 def agreed(wanted: tuple[Lora, ...] | None, there: tuple[Lora, ...]) -> tuple[Lora, ...]:

@@ -249,8 +249,11 @@ class Settings:
 
     @property
     def flow(self) -> dict[str, Any]:
-        """What decides the flow that is followed, in JSON values: undoing a generation needs the same."""
-        return fields.deciding(self, "flow")
+        """What decides the flow that is followed, in JSON values: undoing a generation needs the same.
+
+        The LoRAs are on the pipeline and not here: `Model.complete` sees that they are those of the settings.
+        """
+        return {name: value for name, value in fields.deciding(self, "flow").items() if name != "loras"}
 
     def of(self, index: int) -> "Settings":
         """The settings that make image `index` of the batch alone.

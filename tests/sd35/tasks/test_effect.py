@@ -47,8 +47,9 @@ EDITED: dict[str, Any] = {
     "eta": 0.25,
     "eta_interval": (0.5, 0.8),
 }
-UNSEEN = {"batch_size", "precision", "prompts", "guidance", "model", "made_with"}
-"""What decides how fast it goes and what it is computed in, and what is no single setting."""
+UNSEEN = {"batch_size", "precision", "prompts", "guidance", "loras", "model", "made_with"}
+"""What decides how fast it goes and what it is computed in, what is no single setting, and LoRAs, which must be
+on the pipeline: tests/sd35/cli/test_lora.py draws with them."""
 
 
 @pytest.fixture(scope="module")
