@@ -48,8 +48,8 @@ EDITED: dict[str, Any] = {
     "eta_interval": (0.5, 0.8),
 }
 UNSEEN = {"batch_size", "precision", "prompts", "guidance", "loras", "model", "made_with"}
-"""What decides how fast it goes and what it is computed in, what is no single setting, and LoRAs, which must be
-on the pipeline: tests/sd35/cli/test_lora.py draws with them."""
+"""What decides how fast it goes and what it is computed in, what is no single setting, and LoRAs, which must
+be on the pipeline: tests/sd35/cli/test_lora.py draws with them."""
 
 
 @pytest.fixture(scope="module")
