@@ -2,9 +2,9 @@
 
 A sum of n products is rounded n times, in whatever order a processor takes it. One rounding errs by 0.41 u of
 the partial sum (u = 2⁻²⁴ is the most; 0.41 is the standard deviation over all fractions), and partial sums
-grow as a random walk does, up to the root of the sum of the squares of the products. Together:
+walk at random to where the sum ends. Together:
 
-    standard deviation of a sum's error = 0.29 u √n · √(Σ products²)
+    standard deviation of a sum's error = 0.41 u √n · √(sum² / 3 + Σ products² / 6)
 
 as in the probabilistic analysis of Higham & Mary 2019 (SIAM J. Sci. Comput. 41, A2815). Such errors are drawn
 for every sum of the model; how they gather over its depth, and how a softmax with large logits and the norms
@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 UNIT = 2**-24
-OF_A_SUM = 0.29
+OF_A_ROUNDING = 0.41
+OF_A_FUNCTION = 0.8
+"""Standard deviations in u: of a rounding, and of a function that errs by one unit in the last place."""
 DEVIATIONS = 8
 """The largest of some thousand errors is expected at four standard deviations; twice that is allowed."""
 
 FUNCTIONS = frozenset({F.gelu, F.silu, F.layer_norm, torch.sigmoid, torch.rsqrt})
-"""They err by a unit in the last place, as libraries of vector functions do."""
+"""Those of a text encoder that libraries of vector functions compute."""
 
 
 class Rounding(TorchFunctionMode):
@@ -46,14 +48,15 @@ class Rounding(TorchFunctionMode):
         if func is F.linear:
             x, weight = args[:2]
             return self._summed(output, F.linear(x.square(), weight.square()), x.shape[-1])
-        return self._moved(output, UNIT * output.abs()) if func in FUNCTIONS else output
+        return self._moved(output, OF_A_FUNCTION * UNIT * output.abs()) if func in FUNCTIONS else output
 
     def _moved(self, exact: Tensor, deviation: Tensor) -> Tensor:
         return exact + deviation * torch.randn(exact.shape, generator=self.generator, dtype=exact.dtype)
 
     def _summed(self, total: Tensor, squares: Tensor, length: int) -> Tensor:
         """Sums of so many products, whose squares sum up to `squares`."""
-        return self._moved(total, OF_A_SUM * UNIT * (length * squares).sqrt() + UNIT * total.abs())
+        walk = (length * (total.square() / 3 + squares / 6)).sqrt()
+        return self._moved(total, OF_A_ROUNDING * UNIT * walk)
 
     def _attention(
         self,
