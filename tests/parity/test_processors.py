@@ -28,6 +28,7 @@ PROCESSORS = {
         "MKL_CBWR": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "passive",  # or two threads burn what they wait
     },
 }
 

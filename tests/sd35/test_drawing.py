@@ -31,7 +31,7 @@ PAIRS = [
 
 
 def test_pictures_show_what_their_prompts_say(tiny, judge) -> None:
-    images = tiny.generate(PAIRS, guidance_scale=2.5, batch_size=8).images
+    images = tiny.generate(PAIRS, guidance_scale=2.5, steps=14, batch_size=8).images
     faults = [
         judge.disagreements(judge.read(np.asarray(image)), parse(prompt))
         for image, prompt in zip(images, PAIRS, strict=True)
@@ -44,7 +44,7 @@ PLACES = [f"a large red {what} on a white background" for what in ("circle at th
 
 def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
     wanted = [prompt.replace("red", "blue") for prompt in PLACES]
-    drawn = tiny.generate(PLACES, guidance_scale=2.5, batch_size=len(PLACES))
+    drawn = tiny.generate(PLACES, guidance_scale=2.5, steps=14, batch_size=len(PLACES))
     edited = tiny.edit(drawn.state(), wanted, accuracy=1e-2)
     before, after = ([judge.read(np.asarray(image)) for image in one.images] for one in (drawn, edited))
     for was, now, prompt in zip(before, after, wanted, strict=True):
@@ -54,8 +54,8 @@ def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
 
 
 def test_leapfrog_is_as_near_to_the_flow_as_euler(tiny) -> None:
-    velocity = tiny.velocity(PAIRS[:2], batch_size=2)
-    noise = sd35.draw_noise(generators(range(2)), tiny.latents_shape(None, None))
+    velocity = tiny.velocity(PAIRS[:1])
+    noise = sd35.draw_noise(generators(range(1)), tiny.latents_shape(None, None))
     table = flow.sigmas(28)
     with torch.inference_mode():
         true = flow.solve(velocity, noise, flow.sigmas(14), "rk4")
