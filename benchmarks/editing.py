@@ -118,7 +118,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--guidance-scale", "--cfg", type=float, default=2.5)
+    parser.add_argument("--guidance-scale", "--cfg", type=float, default=4.5)
     parser.add_argument("--batch-size", type=int, default=16)
     return parser
 

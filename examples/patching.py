@@ -69,7 +69,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--source", default="a red circle on a white background", help="what is carried over")
     parser.add_argument("--target", default="a blue square on a black background", help="what it is put into")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cfg", type=float, default=2.5, help="guidance scale (default 2.5)")
+    parser.add_argument("--cfg", type=float, default=4.5, help="guidance scale (default 4.5)")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG")
     return parser

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -45,6 +47,12 @@ def module_beside(name: str) -> ModuleType:
 def judge() -> ModuleType:
     """tests/judge.py."""
     return module_beside("judge")
+
+
+@pytest.fixture(scope="session")
+def malformed() -> dict[str, NDArray[np.uint8]]:
+    """The pictures of tests/malformed.py, by name."""
+    return module_beside("malformed").pictures()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..saved.write import written
 from .muon import Muon
+from .together import approach_all, copy_all
 
 REPORT = 15.0  # seconds between two lines of a report
 
@@ -64,8 +65,9 @@ class Trainer:
         self.parameters = list(trained.values())
         self.copies = [copies[name] for name in trained]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
         self.muon = Muon({name: one for name, one in trained.items() if is_hidden(name)})
         rest = [one for name, one in trained.items() if not is_hidden(name)]
         self.adam = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -75,9 +77,8 @@ class Trainer:
     def step(self, share: float) -> None:
         """Move the weights along the gradients that the copy holds; `share` of the stage's time is gone."""
         rate = self.plan.rate(share)
-        gradients = [parameter.grad for parameter in self.parameters]
         found = [torch.zeros_like(copy) if copy.grad is None else copy.grad for copy in self.copies]
-        torch._foreach_copy_(gradients, found)
+        copy_all(self.gradients, found)
         for copy in self.copies:
             copy.grad = None
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -85,23 +86,23 @@ class Trainer:
             group["lr"] = rate
         self.adam.step()
         self.muon.step(self.plan.muon * rate)
-        torch._foreach_copy_(self.copies, self.parameters)
+        copy_all(self.copies, self.parameters)
         self.steps += 1
         ema = min(self.plan.ema, self.steps / (self.steps + 10))
-        torch._foreach_lerp_(self.average, self.parameters, 1 - ema)
+        approach_all(self.average, self.parameters, 1 - ema)
 
     @torch.no_grad()
     def finish(self) -> None:
         """Leave the average in the model and in its copy."""
-        torch._foreach_copy_(self.parameters, self.average)
-        torch._foreach_copy_(self.copies, self.average)
+        copy_all(self.parameters, self.average)
+        copy_all(self.copies, self.average)
 
     def averaged(self) -> nn.Module:
         """A copy of the model with the averaged weights, while training goes on."""
         model = deepcopy(self.model)
         own = {id(old): new for old, new in zip(self.model.parameters(), model.parameters(), strict=True)}
         with torch.no_grad():
-            torch._foreach_copy_([own[id(one)] for one in self.parameters], self.average)
+            copy_all([own[id(one)] for one in self.parameters], self.average)
         return model
 
 
@@ -167,7 +168,7 @@ class Run:
                     self.say(f"{label}: not a number; back to the weights of the last report")
                     with torch.no_grad():
                         for kept in (trainer.average, trainer.parameters, trainer.copies):
-                            torch._foreach_copy_(kept, good)
+                            copy_all(kept, good)
                         for momentum in trainer.muon.momenta:
                             momentum.zero_()
                     trainer.adam.state.clear()

@@ -11,6 +11,8 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from .together import add_all
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the polynomial that drives singular values to about 1
 ROUNDS = 5
 MOMENTUM = 0.95
@@ -41,7 +43,7 @@ class Muon:
             update = orthogonal(gradient.lerp(momentum, MOMENTUM))  # Nesterov's
             scale = rate * RMS * max(update.shape[-2:]) ** 0.5
             matrices = [_lie(_part(parameter, part)) for parameter, part in group]
-            torch._foreach_add_(matrices, list(update.float()), alpha=-scale)
+            add_all(matrices, update.float(), scale=-scale)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ PAIR_SPREAD = 1.175
 PAIR_SIZES = ("small", "medium")  # two large ones do not fit side by side
 POSITION_JITTER = 0.025
 SIZE_JITTER = 0.04
-NEAREST_COLOURS = 122  # Euclidean, of 0 to 255: keeps orange off yellow and red, grey off purple
+NEAREST_COLOURS = 122  # Euclidean, of 0 to 255; what it keeps apart is a list in the tests
 HELD_OUT_ONE_IN = 16
 
 Choice = TypeVar("Choice")

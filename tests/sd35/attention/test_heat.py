@@ -82,6 +82,6 @@ def test_heat_falls_on_the_shape(pipe):
     )
     print("by block:", " ".join(f"{share:.3f}" for share in by_block))
     assert len(shares) > 0.95 * 2 * PROMPTS  # all were drawn in their colour
-    assert heat > 2.0 * area  # 2.30 measured
+    assert heat > 4.3 * area  # 0.323 on 0.067 measured
     assert won > 0.95  # 1.00 measured
-    assert by_block.max() > 3.0 * area  # 3.56 measured, in block 4
+    assert by_block.max() > 7.0 * area  # 0.524 measured, in the last block

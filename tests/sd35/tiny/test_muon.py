@@ -21,8 +21,9 @@ def test_each_matrix_is_orthogonalised_by_itself() -> None:
         "conv": (16, 4, 2, 2),
     }
     parameters = {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
-    for parameter in parameters.values():
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    gradients = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for name, parameter in parameters.items():
+        parameter.grad = gradients[name]
     Muon(parameters).step(0.1)
 
     def expected(gradient: torch.Tensor) -> torch.Tensor:
@@ -34,6 +35,6 @@ def test_each_matrix_is_orthogonalised_by_itself() -> None:
 
     for name, parameter in parameters.items():
         parts = parameter.detach().flatten(1).chunk(3 if "qkv" in name else 1)
-        gradients = parameter.grad.flatten(1).chunk(len(parts))
-        for part, gradient in zip(parts, gradients, strict=True):
+        their = gradients[name].flatten(1).chunk(len(parts))
+        for part, gradient in zip(parts, their, strict=True):
             assert torch.allclose(part, expected(gradient), atol=2e-3), name

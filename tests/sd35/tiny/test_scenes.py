@@ -121,6 +121,18 @@ def test_no_colour_is_drawn_on_itself(colour):
     assert are_distinct(colour, "black")
 
 
+def test_what_looks_alike_is_not_drawn_on_each_other():
+    """The pairs that the embedded model was never shown."""
+    near = {
+        (colour, background)
+        for colour in COLOURS
+        for background in BACKGROUNDS
+        if colour != background and not are_distinct(colour, background)
+    }
+    alike = {("red", "orange"), ("orange", "yellow"), ("blue", "purple")}
+    assert near == alike | {pair[::-1] for pair in alike} | {("green", "grey"), ("purple", "grey")}
+
+
 @pytest.mark.parametrize(("relation", "inverse"), [("left of", "right of"), ("above", "below")])
 def test_flipping_tells_the_same_picture_from_the_other_side(relation, inverse):
     scene = pair(relation)
