@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ..version import release
-from . import attention, bench, edit, generate, inspect, invert, listing, train, verify
+from . import attention, bench, calibrate, edit, generate, inspect, invert, listing, train, verify
 
 COMMANDS = {
     "generate": generate,
@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": verify,
     "train": train,
     "bench": bench,
+    "calibrate": calibrate,
     "list": listing,
 }
 
