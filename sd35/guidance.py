@@ -187,3 +187,22 @@ class Guidance:
 
 PLAIN = Guidance()
 """At all noise levels, and nothing besides."""
+
+
+@dataclass(frozen=True)
+class GuidanceKind(Kind):
+    """A `Guidance`, or its fields."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"of": Guidance}
+
+    def check(self, name: str, value: Any) -> Guidance:
+        """See `Kind`."""
+        if isinstance(value, Guidance):
+            return value
+        if not isinstance(value, Mapping):
+            raise SettingsError(f"{name} must be a Guidance, got {value!r}")
+        return Guidance.from_dict(value)
+
+    def plain(self, value: Guidance) -> dict[str, Any]:
+        """See `Kind`."""
+        return value.to_dict()

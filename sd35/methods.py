@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from . import fields
 from .fields import Name, Number, Numbers, Options, Switch, Whole, setting
-from .settings import Prompts
+from .prompts import Prompts
 
 EditMethod = Literal["inversion", "flow_edit", "rf_inversion"]
 EDITS: Mapping[str, str] = {
@@ -17,6 +17,10 @@ EDITS: Mapping[str, str] = {
 }
 """The ways to edit, and what each does."""
 Precision = Literal["float32", "model"]
+CalibrationMethod = Literal["optimal_steps", "acceleration"]
+
+NOT_CALIBRATED = ("schedule", "least_ratio", "images_per_prompt", "solver", "solver_options")
+"""Settings of a generation that a calibration decides by itself, or has no use for."""
 
 
 def inverses() -> tuple[str, ...]:
@@ -182,3 +186,24 @@ class Editing:
     def inverse(self) -> str | None:
         """The method of `flow.invert` that is used; None where nothing is inverted."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrating:
+    """How a table of noise levels is found."""
+
+    calibration: CalibrationMethod = setting(
+        "optimal_steps",
+        Name(lambda: get_args(CalibrationMethod)),
+        "optimal_steps, by dynamic programming, or acceleration, which is quicker and not as near",
+        decides="flow",
+    )
+    bound: float | None = setting(
+        None,
+        Number(0, 0.9, open=True),
+        "what a step leaves of the noise level, at least, so that what is drawn can be inverted; 0.4 will do",
+        decides="flow",
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)

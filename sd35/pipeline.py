@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flow import Companion
+from flow import Calibration, Companion
 from textenc.prompt import PromptLike
 
 from .adapters.lora import add_lora, remove_lora, set_lora
@@ -23,11 +23,12 @@ from .adapters.report import LoraReport
 from .device import as_device
 from .documented import takes
 from .found import Place
-from .methods import Editing, Inverting
+from .methods import NOT_CALIBRATED, Calibrating, Editing, Inverting
 from .model import Model
 from .report.recording import Recorder, Recording
 from .saved.result import Result
 from .settings import NOT_TAKEN, Settings
+from .tasks.calibrate import Calibrate, calibrate
 from .tasks.edit import Edit, Edited, edit
 from .tasks.generate import Generate, Generation, Noise, generate
 from .tasks.invert import Invert, Inverted, invert
@@ -182,6 +183,26 @@ class Pipeline(Model):
     def remove_lora(self, name: str) -> None:
         """Take a LoRA off, and give the weights back to the last bit; see `sd35.remove_lora`."""
         remove_lora(self, name)
+
+    @takes(Calibrating, Settings, but=("prompts", *NOT_CALIBRATED))
+    def calibrate(
+        self, prompt: PromptLike | Sequence[PromptLike], *, progress: bool = False, **given: Any
+    ) -> Calibration:
+        """Find the noise levels on which Euler's method keeps nearest to this model's flow.
+
+            table = pipe.calibrate(["a red circle", "a blue square"], steps=8)
+            pipe.generate("a green ring", schedule=table.sigmas)
+
+        Args:
+            prompt: of the kind that will be drawn: 4 to 16 are enough.
+            progress: show a bar on stderr.
+            given: the settings below: those of the generations that the table is for. It is made for their
+                guidance and their number of steps.
+
+        Raises:
+            ValueError: a setting that cannot be worked with, before work starts.
+        """
+        return calibrate(self, Calibrate.of(prompt, given), progress=progress)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move all parts to a device, and compute in another dtype; None keeps what there is.

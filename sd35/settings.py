@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from . import fields
 from .errors import SettingsError
-from .fields import Kind, Name, Number, Options, Text, Whole, setting
-from .guidance import PLAIN, Guidance
+from .fields import Name, Number, Options, Text, Whole, setting
+from .guidance import PLAIN, Guidance, GuidanceKind
 from .loras import Lora, Loras
+from .prompts import Prompts
+from .schedules import Preset, Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +37,6 @@ SEEDS = 2**32
 MOST_STEPS = 10_000
 """More is a slip of the finger: the error of every solver is at rounding long before."""
 
-Preset = Literal["reference", "diffusers", "linear"]
-"""As `flow.schedule.Preset`, which needs torch."""
 Missing = Literal["zeros", "drop"]
 
 
@@ -52,52 +52,6 @@ def policies() -> tuple[str, ...]:
     import textenc
 
     return tuple(textenc.POLICIES)
-
-
-@dataclass(frozen=True)
-class Prompts(Kind):
-    """One prompt or several; `several=False` keeps the only one."""
-
-    argument: ClassVar[Mapping[str, Any]] = {"metavar": "PROMPT"}
-
-    several: bool = True
-
-    def check(self, name: str, value: Any) -> "tuple[Prompt, ...] | Prompt":
-        """See `Kind`."""
-        from textenc.prompt import as_prompts
-
-        try:
-            prompts = as_prompts(value)
-        except (TypeError, ValueError) as error:
-            raise SettingsError(f"{name}: {error}") from error
-        if self.several:
-            return prompts
-        if len(prompts) != 1:
-            raise SettingsError(f"{name} must be one prompt, got {len(prompts)}")
-        return prompts[0]
-
-    def plain(self, value: Any) -> Any:
-        """See `Kind`: a text, or the fields that are set where encoders have texts of their own."""
-        return [_plain(one) for one in value] if self.several else _plain(value)
-
-
-@dataclass(frozen=True)
-class GuidanceKind(Kind):
-    """A `Guidance`, or its fields."""
-
-    argument: ClassVar[Mapping[str, Any]] = {"of": Guidance}
-
-    def check(self, name: str, value: Any) -> Guidance:
-        """See `Kind`."""
-        if isinstance(value, Guidance):
-            return value
-        if not isinstance(value, Mapping):
-            raise SettingsError(f"{name} must be a Guidance, got {value!r}")
-        return Guidance.from_dict(value)
-
-    def plain(self, value: Guidance) -> dict[str, Any]:
-        """See `Kind`."""
-        return value.to_dict()
 
 
 def _no_prompt() -> "Prompt":
@@ -178,14 +132,28 @@ class Settings:
         decides="flow",
         option="--solver-option",
     )
-    schedule: Preset = setting(
+    schedule: str | tuple[float, ...] = setting(
         "reference",
-        Name(lambda: get_args(Preset)),
-        "table of noise levels: reference, diffusers or linear",
+        Schedule(),
+        "table of noise levels: reference, diffusers, linear, tailed (which can be inverted), or a file of "
+        "`sd35 calibrate`",
         decides="flow",
     )
     schedule_shift: float = setting(
-        3.0, Number(0, open=True), "how far the noise levels are bent toward noise", decides="flow"
+        3.0,
+        Number(0, open=True),
+        "how far the noise levels are bent toward noise",
+        decides="flow",
+        acts=lambda one: isinstance(one.schedule, str),
+        where="with a schedule that has a name",
+    )
+    least_ratio: float | None = setting(
+        None,
+        Number(0, 0.5, open=True),
+        "of the tailed schedule: what a step leaves of the noise level, at least (0.4 where nothing is said)",
+        decides="flow",
+        acts=lambda one: one.schedule == "tailed",
+        where="with the schedule tailed",
     )
     policy: str = setting(
         "reference",
@@ -228,6 +196,10 @@ class Settings:
         if self.seed is not None and self.seed > SEEDS - self.images:
             last = f" (image k of {self.images} has the seed + k)" if self.images > 1 else ""
             raise SettingsError(f"seed must be 0 to {SEEDS - self.images}{last}, got {self.seed!r}")
+        if isinstance(self.schedule, tuple) and self.steps != len(self.schedule) - 1:
+            raise SettingsError(
+                f"steps must be {len(self.schedule) - 1}, those of the schedule; got {self.steps}"
+            )
         check_options(f"solver {self.solver!r}", SOLVERS[self.solver].run, self.solver_options)
 
     @property
@@ -241,11 +213,21 @@ class Settings:
         return () if self.seed is None else tuple(range(self.seed, self.seed + self.images))
 
     @property
+    def schedule_name(self) -> str:
+        """What people call its table of noise levels."""
+        return self.schedule if isinstance(self.schedule, str) else "calibrated"
+
+    @property
     def sigmas(self) -> "Tensor":
         """The noise levels, (steps + 1,); see `flow.sigmas`."""
+        import torch
+
         import flow
 
-        return flow.sigmas(self.steps, self.schedule_shift, self.schedule)
+        if isinstance(self.schedule, tuple):
+            return torch.tensor(self.schedule, dtype=torch.float32, device="cpu")
+        preset = cast("Preset", self.schedule)
+        return flow.sigmas(self.steps, self.schedule_shift, preset, least_ratio=self.least_ratio)
 
     @property
     def flow(self) -> dict[str, Any]:
@@ -311,9 +293,8 @@ def settings_of(given: Mapping[str, Any], base: Settings | None = None) -> Setti
     given = dict(given)
     if isinstance(given.get("guidance"), Mapping):
         given["guidance"] = replace(PLAIN if base is None else base.guidance, **given["guidance"])
+    if "schedule" in given:
+        given["schedule"] = Schedule().check("schedule", given["schedule"])
+        if isinstance(given["schedule"], tuple):
+            given.setdefault("steps", len(given["schedule"]) - 1)
     return fields.build(Settings, given, base)
-
-
-def _plain(prompt: "Prompt") -> str | dict[str, str]:
-    own = {name: text for name, text in asdict(prompt).items() if name != "text" and text is not None}
-    return {"text": prompt.text, **own} if own else prompt.text

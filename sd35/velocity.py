@@ -8,6 +8,7 @@ whether the states are finite is looked at once, when a task ends.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -128,6 +129,8 @@ class GuidedVelocity:
         self.guidance = guidance
         self._levels = None if sigmas is None else sorted(sigmas.tolist()[:-1])
         self._made: dict[int, list[tuple[slice, Velocity]]] = {}
+        self._numbers: tuple[int, ...] | None = None  # of the samples in the batch that this is a part of
+        self._these: dict[tuple[int, ...], GuidedVelocity] = {}
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The velocity at x (B, 16, h, w) and sigma, one for all samples or (B,), in float32 or better.
@@ -139,6 +142,19 @@ class GuidedVelocity:
             raise SettingsError(f"there are {len(self.cond)} prompts for a batch of {len(x)}")
         level = self._level(x, sigma)
         return torch.cat([velocity(x[rows], level[rows]) for rows, velocity in self._parts(len(x))])
+
+    def part(self, samples: Sequence[int]) -> "GuidedVelocity":
+        """The velocity of some samples of the batch alone, under the numbers that they have in it.
+
+        What an inverse needs to stop each sample by itself; see `flow.inverse.exact`.
+        """
+        key = tuple(samples)
+        if key not in self._these:
+            part = copy(self)
+            part.cond = tuple(self._of(sample) for sample in key)
+            part._numbers, part._made, part._these = key, {}, {}
+            self._these[key] = part
+        return self._these[key]
 
     def _level(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Sigma as (B,) on the device of x.
@@ -234,6 +250,7 @@ class GuidedVelocity:
     def _texts(self, rows: slice, branches: tuple[Branch, ...]) -> Rows:
         """What the rows of a batch are told by their texts, in the order of the branches."""
         samples = tuple(range(rows.start, rows.stop))
+        numbers = samples if self._numbers is None else self._numbers[rows]
         encodings = tuple(
             self.uncond if branch == "uncond" else self._of(sample)
             for branch in branches
@@ -242,7 +259,7 @@ class GuidedVelocity:
         return Rows(
             torch.cat([one.context for one in encodings]),
             torch.cat([one.pooled for one in encodings]),
-            samples * len(branches),
+            numbers * len(branches),
             tuple(branch for branch in branches for _ in samples),
             encodings,
         )

@@ -223,7 +223,7 @@ def test_a_seed_that_nobody_else_sees_is_fine(source):
 LAYERS = (
     ("errors", "version", "noise", "siblings"),
     ("fields", "device", "size"),
-    ("guidance", "images", "loras"),
+    ("guidance", "images", "loras", "prompts", "schedules"),
     ("settings",),
     ("methods", "documented"),
     ("saved",),

@@ -9,8 +9,7 @@ their errors are multiplied many times. It is proportional to σ^1.5.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,23 +18,10 @@ from ..errors import FlowError
 from ..path import per_sample
 from ..precision import as_float64
 from ..solvers.base import Velocity, prepare
-from ..solvers.runge_kutta import SLOPES, Slope, slope_of
+from ..solvers.runge_kutta import SLOPES, slope_of
 from ..solvers.table import lookup
-from .approximate import Counted
 from .report import InverseStep, StepReport
-
-WINDOW = 3
-"""Differences that Anderson's method keeps; with more it fits their rounding."""
-MEMORY = 16
-"""Iterates that are kept to see whether a step folds."""
-SHORTEST = 1e-3
-"""Of moves that count for that, relative to x."""
-PATIENCE = 8
-"""Trials without a tenth off the residual after which a step is given up: it stands at its noise."""
-RUNAWAY = 1e4
-"""Times its least residual, beyond which a sample's search is given up: it will not come back."""
-REGULARISATION = 1e-12
-"""Of the least-squares problem, relative to its size."""
+from .search import solve_step
 
 
 def exact(
@@ -59,8 +45,9 @@ def exact(
         solver: how it was generated: euler, midpoint, heun or rk4.
         accuracy: the tolerance at σ = 1, of the residual's root mean square; σ^1.5 times that at σ. Smaller
             is more exact and costs more: on guided fields in closed form 1e-2 costs about 2 evaluations a
-            step and 1e-5 about 4, on a network up to twice that. In a batch all samples are improved until
-            the last is done.
+            step and 1e-5 about 4, on a network up to twice that. Each sample of a batch stops by itself, and
+            costs no more from there on where the velocity has a method `part(samples)`, the velocity of some
+            samples of the batch alone.
         max_evaluations: of the velocity, per step; a step that is not done by then is reported with how far
             it came. A trial of a beginning takes as many as a step of the solver: 1, 2, 2 and 4.
 
@@ -89,26 +76,58 @@ def exact(
     return _inverse(velocity, solver, x, table, accuracy, max_evaluations // cost)
 
 
-class _Trials(Counted):
-    """A velocity at the states of a search. At the first it must be finite, but for samples already lost."""
+class _Trials:
+    """A velocity at the states of a search, of those samples that are still searched for.
 
-    def __init__(self, velocity: Velocity, lost: Tensor) -> None:
-        super().__init__(velocity)
-        self.is_first = True
-        self.lost = lost
+    At the first trial it must be finite, but for samples already lost.
+
+    Attributes:
+        rows: the samples that states are given of, (b,).
+        calls: of each sample, (B,).
+        failed: the samples for which it was not finite, (B,).
+    """
+
+    def __init__(
+        self, velocity: Velocity, filling: Tensor, lost: Tensor, solver: str, levels: Tensor, number: int
+    ) -> None:
+        self._velocity, self._filling = velocity, filling
+        self._slope, self._levels, self._number = slope_of(solver, float(levels[1])), levels, number
+        self.is_first, self.lost = True, lost
+        self.rows = torch.arange(len(lost))
+        self.calls = torch.zeros_like(lost, dtype=torch.long)
         self.failed = torch.zeros_like(lost)
+
+    def mean_slope(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The slope of the step from states of some samples, NaN where the velocity was not finite."""
+        self.rows = rows.cpu()
+        sigma, sigma_next = self._levels
+        mean = as_float64(self._slope(self, x.to(self._filling), sigma, sigma_next, self._number)[1])
+        self.is_first = False
+        failed = self.failed[self.rows]
+        return mean.masked_fill(per_sample(failed, mean).bool(), math.nan)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Note the samples for which it is not finite, and pass on what can be computed with."""
-        v = super().__call__(x, sigma)
+        self.calls[self.rows] += 1
+        v = self._of_rows(x, sigma)
         if v.shape != x.shape:
             return v
         finite = v.flatten(1).isfinite().all(1)
         failed = ~finite.cpu()
-        if self.is_first and (failed & ~self.lost).any():
+        if self.is_first and (failed & ~self.lost[self.rows]).any():
             return v
-        self.failed |= failed
+        self.failed[self.rows] |= failed
         return v.where(per_sample(finite, v).bool(), 0)
+
+    def _of_rows(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if len(self.rows) == len(self.lost):
+            return self._velocity(x, sigma)
+        part = getattr(self._velocity, "part", None)
+        if part is not None:
+            return part(self.rows.tolist())(x, sigma)
+        rows = self.rows.to(x.device)
+        whole = self._filling.index_copy(0, rows, x)
+        return self._velocity(whole, sigma[:1].expand(len(whole)))[rows]
 
 
 def _inverse(
@@ -116,24 +135,27 @@ def _inverse(
 ) -> Iterator[InverseStep]:
     y, levels = as_float64(data), sigmas.tolist()
     lost = torch.zeros(len(data), dtype=torch.bool, device="cpu")  # samples that were given up in some step
+    error = torch.zeros(len(data), dtype=y.dtype, device=y.device)
     past: list[tuple[float, Tensor]] = []  # slopes of the last two steps inverted, and their sigmas
     for number in reversed(range(len(sigmas) - 1)):
         sigma, sigma_next = levels[number], levels[number + 1]
-        slope, trial = slope_of(solver, sigma_next), _Trials(velocity, lost)
-
-        def mean_slope(
-            x: Tensor, slope: Slope = slope, trial: _Trials = trial, number: int = number
-        ) -> Tensor:
-            mean = as_float64(slope(trial, x.to(data), sigmas[number], sigmas[number + 1], number)[1])
-            trial.is_first = False
-            return mean.masked_fill(per_sample(trial.failed, mean).bool(), math.nan)
-
+        trial = _Trials(velocity, y.to(data), lost, solver, sigmas[number : number + 2], number)
         h, tolerance = sigma_next - sigma, accuracy * sigma**1.5
-        found = solve_step(mean_slope, y, h, _extrapolated(past, sigma), tolerance, trials)
+        found = solve_step(trial.mean_slope, y, h, _extrapolated(past, sigma), tolerance, trials)
         past = [*past[-1:], (sigma, (y - found.x) / h)]
         y, lost = found.x, lost | found.lost.cpu()
-        residual, stretch = tuple(found.residual.tolist()), tuple(found.stretch.tolist())
-        report = StepReport(number, sigma, sigma_next, trial.calls, residual, tolerance, stretch)
+        error = found.growth * error + found.left
+        report = StepReport(
+            number,
+            sigma,
+            sigma_next,
+            int(trial.calls.max()),
+            tuple(found.residual.tolist()),
+            tolerance,
+            tuple(found.stretch.tolist()),
+            made=tuple(trial.calls.tolist()),
+            error=tuple(error.tolist()),
+        )
         yield InverseStep(y.to(data), report)
 
 
@@ -143,104 +165,3 @@ def _extrapolated(past: list[tuple[float, Tensor]], sigma: float) -> Tensor | No
         return past[0][1] if past else None
     (sigma_far, far), (sigma_near, near) = past
     return near + (sigma - sigma_near) / (sigma_near - sigma_far) * (near - far)
-
-
-@dataclass
-class _Found:
-    """Where the search for a step's beginning ended."""
-
-    x: Tensor  # (B, *S)
-    residual: Tensor  # (B,), the least that was measured
-    stretch: Tensor  # (B,)
-    lost: Tensor  # (B,), bool: given up
-
-
-@dataclass
-class _Iterates:
-    """The last iterates x and their images G(x) = y - h · slope(x), flat, (B, D)."""
-
-    xs: list[Tensor] = field(default_factory=list)
-    images: list[Tensor] = field(default_factory=list)
-
-    def add(self, x: Tensor, image: Tensor) -> None:
-        self.xs, self.images = [*self.xs, x][-MEMORY:], [*self.images, image][-MEMORY:]
-
-    def next(self) -> Tensor:
-        """Anderson's update: the images, combined to make their residuals least (type II, no damping)."""
-        xs, images = torch.stack(self.xs[-WINDOW - 1 :], -1), torch.stack(self.images[-WINDOW - 1 :], -1)
-        if xs.shape[-1] == 1:
-            return self.images[-1]
-        residual, differences = self.images[-1] - self.xs[-1], (images - xs).diff(dim=-1)
-        # Scaled columns, so that differences of very unlike sizes are fitted alike.
-        size = differences.norm(dim=1, keepdim=True).clamp_min(torch.finfo(differences.dtype).tiny)
-        scaled = differences / size
-        gram = scaled.mT @ scaled
-        ridge = REGULARISATION * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        weights = torch.linalg.lstsq(gram + ridge, scaled.mT @ residual[..., None]).solution
-        return self.images[-1] - (images.diff(dim=-1) / size @ weights)[..., 0]
-
-    def stretch(self) -> Tensor:
-        """The least ⟨e, F' e⟩ over unit directions e that the search went in, F = x - G + y: (B,).
-
-        It is the smallest Ritz value of the symmetric part of F', from the differences at hand, so it costs
-        no evaluation. It takes F' for constant over the search; where a step is strongly curved it may be too
-        low. (The end of the search alone would not do: where a step folds, a wrong beginning is found on the
-        side of the fold on which F' is positive.) Infinite if there was one iterate.
-        """
-        end = self.xs[-1]
-        if len(self.xs) == 1:
-            return torch.full_like(end[:, 0], math.inf)
-        moves = torch.stack(self.xs[:-1], -1) - end[..., None]  # (B, D, m)
-        pushes = moves - (torch.stack(self.images[:-1], -1) - self.images[-1][..., None])
-        size = moves.norm(dim=1, keepdim=True)
-        # A move within the rounding of a float32 velocity says nothing of F'.
-        size = torch.where(size > SHORTEST * end.norm(dim=1)[:, None, None], size, math.inf)
-        moves, pushes = moves / size, pushes / size
-        squares, directions = torch.linalg.eigh(moves.mT @ moves)
-        known = squares > 1e-4 * squares[:, -1:].clamp_min(1e-4)  # directions that the moves really span
-        basis = directions * torch.where(known, squares, math.inf).rsqrt()[:, None, :]
-        ritz = basis.mT @ (moves.mT @ pushes) @ basis
-        unknown = torch.zeros_like(squares).masked_fill(~known, 1e9).diag_embed()
-        least = torch.linalg.eigvalsh((ritz + ritz.mT) / 2 + unknown)[:, 0]
-        return torch.where(known.any(1), least, math.inf)
-
-
-def solve_step(
-    mean_slope: Callable[[Tensor], Tensor],
-    y: Tensor,
-    h: float,
-    guess: Tensor | None,
-    tolerance: float,
-    trials: int,
-) -> _Found:
-    """Solve x + h · mean_slope(x) = y for x.
-
-    Ends when every sample's residual is within the tolerance. Then the update from there is returned, which
-    costs no evaluation and is better by about the factor that the last one gained. Where that is not reached,
-    each sample has its best measured state.
-
-    A sample is given up, and stays at that, where its residual runs away or `mean_slope` is NaN.
-    """
-    x, iterates = (y if guess is None else y - h * guess), _Iterates()
-    best, best_image = x, x
-    least = torch.full_like(y.flatten(1)[:, 0], math.inf)
-    lost = torch.zeros_like(least, dtype=torch.bool)
-    stalled, mark = 0, math.inf
-    for _ in range(trials):
-        image = y - h * mean_slope(x)
-        residual = (image - x).flatten(1).square().mean(1).sqrt()
-        lost |= ~(residual <= RUNAWAY * least)  # as NaN is
-        is_better = per_sample(~lost & (residual < least), y).bool()
-        best, best_image = x.where(is_better, best), image.where(is_better, best_image)
-        least = torch.minimum(residual, least).where(~lost, least)
-        given_up = per_sample(lost, y).bool()
-        x, image = best.where(given_up, x), best_image.where(given_up, image)
-        iterates.add(x.flatten(1), image.flatten(1))
-        x = best.where(given_up, iterates.next().reshape(y.shape))
-        if (lost | (residual <= tolerance)).all():
-            return _Found(x, residual.where(~lost, least), iterates.stretch(), lost)
-        worst = float(least[~lost].max())
-        stalled, mark = (0, worst) if worst < 0.9 * mark else (stalled + 1, mark)
-        if stalled >= PATIENCE:
-            break
-    return _Found(best, least, iterates.stretch(), lost)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -21,7 +22,7 @@ class StepReport:
     sigma_next: float
     """Where the generation's step ended, and the inversion left."""
     evaluations: int
-    """Calls of the velocity."""
+    """Calls of the velocity: of the sample that took most."""
     residual: tuple[float, ...] | None = None
     """Per sample, how far the generation's own step from here misses where it should end (root mean square),
     as last measured; the state returned is one update better. None of methods that do not measure it."""
@@ -36,6 +37,12 @@ class StepReport:
     """Per sample, how far the two states of a reversible solver were from agreeing where the generation began
     (root mean square, see `solvers.reversible`); of the last step undone. The noise is wrong by about that
     much or by far more: what a slightly other velocity does to both states nearly cancels."""
+
+    made: tuple[int, ...] | None = None
+    """Per sample, calls of the velocity, where they differ."""
+    error: tuple[float, ...] | None = None
+    """Per sample, how far the state is expected to be from the generation's (root mean square): what each
+    step left, times how much each step above it stretched what its search met. An estimate, at no cost."""
 
     @property
     def converged(self) -> tuple[bool, ...]:
@@ -68,6 +75,11 @@ class Report:
     def evaluations(self) -> int:
         """Calls of the velocity in all."""
         return sum(step.evaluations for step in self.steps)
+
+    @property
+    def mean_evaluations(self) -> float:
+        """Calls of the velocity in all, as a mean over the samples."""
+        return float(sum(fmean(step.made) if step.made else step.evaluations for step in self.steps))
 
     @property
     def converged(self) -> bool | None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ..version import release
-from . import attention, bench, edit, generate, inspect, invert, listing, quantise, train, verify
+from . import attention, bench, calibrate, edit, generate, inspect, invert, listing, quantise, train, verify
 
 COMMANDS = {
     "generate": generate,
@@ -18,6 +18,7 @@ COMMANDS = {
     "train": train,
     "quantise": quantise,
     "bench": bench,
+    "calibrate": calibrate,
     "list": listing,
 }
 

@@ -14,6 +14,7 @@ TOLD = {
         "reference": "Stability's table, to the last bit",
         "diffusers": "that of diffusers, to the last bit",
         "linear": "evenly spaced levels, shifted once",
+        "tailed": "linear with a geometric end, by which it can be inverted; --least-ratio bounds its steps",
     },
     "policies": {
         "reference": "prompts as Stability's code reads them, T5's of any length",

@@ -52,7 +52,7 @@ def schedule(settings: Settings, recording: Records) -> Html:
         f"{settings.schedule_shift:g} spends more steps on noisy levels, where the layout is decided.",
         line_plot(
             [
-                Series(f"sigma, {settings.schedule}", recording.sigmas.tolist(), "c0"),
+                Series(f"sigma, {settings.schedule_name}", recording.sigmas.tolist(), "c0"),
                 Series("evenly spaced", even.tolist(), "c3 dashed"),
             ],
             x="step",

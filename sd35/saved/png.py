@@ -38,7 +38,7 @@ def parameters(settings: Settings) -> str:
     values = {
         "Steps": settings.steps,
         "Sampler": settings.solver,
-        "Schedule type": settings.schedule,
+        "Schedule type": settings.schedule_name,
         "CFG scale": f"{settings.guidance_scale:g}",
         "Seed": "given noise" if settings.seed is None else settings.seed,
         "Size": f"{settings.width}x{settings.height}",

@@ -26,8 +26,9 @@ from ..guidance import PLAIN
 from ..methods import Editing
 from ..model import Model
 from ..noise import draw_noise, generators
+from ..prompts import Prompts
 from ..saved.png import save_pictures
-from ..settings import Prompts, Settings, settings_of
+from ..settings import Settings, settings_of
 from ..velocity import GuidedVelocity, velocity_of
 from .invert import Invert, find_noise, notes_of
 from .source import Data, Source, open_source, same_flow, settings_for, source_settings, split_by_table

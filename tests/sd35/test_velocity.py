@@ -174,3 +174,17 @@ def test_texts_are_put_together_once(pipe, states, monkeypatch) -> None:
     velocity.mmdit = lambda latents, *_, **__: latents
     velocity(*states)
     assert len(made) == 1  # of the samples' velocities
+
+
+def test_a_part_is_the_whole_at_its_samples(pipe, states) -> None:
+    x, sigma = states
+    whole = pipe.velocity(["a red circle", LONG, "a star"])
+    part, seen = whole.part([2, 0]), []
+
+    def note(call: Call, run):
+        seen.append(call.evaluation.samples)
+        return run(call)
+
+    assert torch.equal(part(x[[2, 0]], sigma[[2, 0]]), whole(x, sigma)[[2, 0]])
+    pipe.velocity(["a red circle", LONG, "a star"], conditions=[note]).part([1, 2])(x[[1, 2]], sigma[[1, 2]])
+    assert {*sum(seen, ())} == {1, 2}  # under the numbers that they have in the whole

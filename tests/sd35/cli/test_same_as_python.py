@@ -31,6 +31,7 @@ VALUES: dict[str, Any] = {
     "solver_options": {"damping": 0.7},
     "schedule": "linear",
     "schedule_shift": 1.5,
+    "least_ratio": 0.25,
     "policy": "diffusers",
     "missing": "drop",
     "loras": "style.safetensors:0.5",
@@ -62,6 +63,7 @@ VALUES: dict[str, Any] = {
 
 NEEDS: dict[str, tuple[str, Any]] = {
     "solver_options": ("solver", "leapfrog"),
+    "least_ratio": ("schedule", "tailed"),
     "guidance.apg_parallel": ("guidance.rule", "apg"),
     "guidance.apg_norm": ("guidance.rule", "apg"),
     "guidance.skipped": ("guidance.skip_layer", SkipLayer(2.8, 0.01, 0.2, (7, 8, 9))),

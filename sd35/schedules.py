@@ -1,0 +1,84 @@
+"""Tables of noise levels: one of `flow.sigmas` by name, or one that `sd35 calibrate` made for a model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from .errors import SettingsError
+from .fields import Kind
+
+if TYPE_CHECKING:
+    from flow import Calibration
+
+Preset = Literal["reference", "diffusers", "linear", "tailed"]
+"""As `flow.schedule.Preset`, which needs torch."""
+
+FORMAT = "sd35.Calibration 1"
+"""Of the files of `sd35 calibrate`; the number goes up when a reader of the one before would go wrong."""
+
+
+@dataclass(frozen=True)
+class Schedule(Kind):
+    """The name of a preset, the levels themselves from 1 down to 0, or the path of a file that holds them.
+
+    What is kept of a file is its levels, so that a picture made with it needs no file to be made again.
+    """
+
+    argument: ClassVar[Mapping[str, Any]] = {"metavar": "NAME"}
+
+    def check(self, name: str, value: Any) -> str | tuple[float, ...]:
+        """See `Kind`."""
+        if isinstance(value, str) and value in get_args(Preset):
+            return value
+        if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json")):
+            return read_calibration(value).sigmas
+        if not isinstance(value, tuple | list):
+            raise SettingsError(
+                f"{name} must be one of {', '.join(get_args(Preset))}, or a .json file of sd35 calibrate; "
+                f"got {value!r}"
+            )
+        return checked_levels(name, value)
+
+
+def checked_levels(name: str, value: Sequence[Any]) -> tuple[float, ...]:
+    """Levels that fall strictly from 1 to 0.
+
+    Raises:
+        SettingsError: they do not, or are no numbers.
+    """
+    is_table = len(value) > 1 and all(isinstance(one, float | int) for one in value)
+    if not is_table or (value[0], value[-1]) != (1, 0) or not all(a > b for a, b in pairwise(value)):
+        raise SettingsError(f"{name}: levels must fall strictly from 1 to 0, got {str(value)[:80]}")
+    return tuple(float(one) for one in value)
+
+
+def calibration_text(calibration: "Calibration") -> str:
+    """A calibrated table and how it was made, as the JSON that `read_calibration` reads."""
+    return json.dumps({"format": FORMAT, **asdict(calibration)}, indent=1) + "\n"
+
+
+def read_calibration(path: str | Path) -> "Calibration":
+    """Read what `sd35 calibrate` wrote.
+
+    Raises:
+        OSError: there is no such file.
+        SettingsError: it is something else, of another version, or damaged.
+    """
+    from flow import Calibration
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}: sd35 calibrate makes one")
+    try:
+        held = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingsError(f"{path} is no table of noise levels: {error}") from error
+    if not isinstance(held, dict) or held.pop("format", None) != FORMAT:
+        raise SettingsError(f"{path} is no table of noise levels ({FORMAT}): sd35 calibrate makes one")
+    names = {one.name for one in fields(Calibration)}
+    if held.keys() != names or not isinstance(held["sigmas"], list):
+        raise SettingsError(f"{path} is damaged: expected {', '.join(sorted(names))}")
+    held["sigmas"] = checked_levels(str(path), held["sigmas"])
+    return Calibration(**held)

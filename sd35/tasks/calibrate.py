@@ -1,0 +1,92 @@
+"""A table of noise levels for a model, its prompts and its guidance: the request, and making it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+import flow
+from flow.calibrate import FINE
+from textenc.prompt import PromptLike
+
+from .. import fields
+from ..errors import SettingsError
+from ..methods import NOT_CALIBRATED, Calibrating
+from ..model import Model
+from ..noise import draw_noise, generators
+from ..settings import Settings, settings_of
+from ..velocity import velocity_of
+from .source import parted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate(Calibrating):
+    """A request to find the noise levels of so many steps of Euler's method; see `flow.calibrate`.
+
+    Raises:
+        SettingsError: settings that a calibration has no use for, or more steps than the fine table can be
+            thinned to.
+    """
+
+    settings: Settings
+    """Prompts, guidance, seed and steps of the generations that the table is for."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.settings.guidance.skip_layer is not None or self.settings.guidance.zero_steps:
+            raise SettingsError(
+                "skip_layer and zero_steps act in some steps of a table, and this one is not yet known: "
+                "calibrate without"
+            )
+        if self.settings.steps > FINE - 2:
+            raise SettingsError(
+                f"steps must be at most {FINE - 2}: a table is chosen from {FINE} levels; "
+                f"got {self.settings.steps}"
+            )
+
+    @classmethod
+    def of(
+        cls, prompt: PromptLike | Sequence[PromptLike], given: Mapping[str, Any] | None = None
+    ) -> "Calibrate":
+        """The request of what a user gave; see `Pipeline.calibrate`.
+
+        Raises:
+            SettingsError: as the class; and a setting without effect.
+        """
+        own, of_generation = parted(cls, dict(given or {}))
+        if idle := [name for name in NOT_CALIBRATED if name in of_generation]:
+            raise SettingsError(f"{', '.join(idle)}: not of a calibration, which is of Euler's method")
+        request = cls(settings=settings_of({"prompts": prompt, **of_generation}), **own)
+        fields.refuse_idle(request, own)
+        return request
+
+
+def calibrate(model: Model, request: Calibrate, *, progress: bool = False) -> flow.Calibration:
+    """Find a table of noise levels.
+
+    Raises:
+        SettingsError: what the model cannot draw, before work starts.
+        FlowError: the transformer gave NaN or infinity.
+    """
+    settings = model.complete(request.settings)
+    velocity = velocity_of(model.mmdit, settings, model.encode_each(settings))
+    shape = model.latents_shape(settings.width, settings.height)
+    noise = draw_noise(generators(settings.seeds), shape).to(model.device)
+    teacher = flow.sigmas(FINE, settings.schedule_shift, "tailed")
+    with tqdm(desc="calibrating", unit="evaluation", disable=not progress) as bar:
+
+        def told(x: Tensor, sigma: Tensor) -> Tensor:
+            bar.update()
+            return velocity(x, sigma)
+
+        return flow.calibrate(
+            told,
+            noise,
+            settings.steps,
+            method=request.calibration,
+            fine=teacher,
+            least_ratio=request.bound,
+            settings=fields.plain(settings),
+        )

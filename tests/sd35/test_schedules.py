@@ -1,0 +1,73 @@
+"""Tables of noise levels as settings: presets with a bound, and tables of `sd35 calibrate`."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+
+import flow
+from sd35 import Settings
+from sd35.errors import SettingsError
+from sd35.settings import settings_of
+
+LEVELS = (1.0, 0.75, 0.25, 0.0)
+
+
+def test_the_bound_reaches_the_table():
+    settings = Settings(prompts="a", schedule="tailed", least_ratio=0.25)
+    assert torch.equal(settings.sigmas, flow.sigmas(28, 3.0, "tailed", least_ratio=0.25))
+    assert not torch.equal(settings.sigmas, Settings(prompts="a", schedule="tailed").sigmas)
+
+
+def test_the_bound_needs_the_tailed_schedule():
+    with pytest.raises(SettingsError, match="only with the schedule tailed"):
+        settings_of({"prompts": "a", "least_ratio": 0.3})
+
+
+def test_a_table_brings_its_number_of_steps_and_is_kept_whole():
+    settings = settings_of({"prompts": "a", "schedule": LEVELS})
+    assert settings.steps == 3
+    again = Settings.from_json(settings.to_json())
+    assert again == settings
+    assert again.sigmas.tolist() == list(LEVELS)
+    assert again.flow["schedule"] == list(LEVELS)
+
+
+def test_steps_must_be_those_of_the_table():
+    with pytest.raises(SettingsError, match="steps must be 3, those of the schedule; got 28"):
+        settings_of({"prompts": "a", "schedule": LEVELS, "steps": 28})
+
+
+@pytest.mark.parametrize("levels", [(1.0,), (1.0, 0.5), (0.9, 0.0), (1.0, 0.5, 0.5, 0.0), (1.0, "a", 0.0)])
+def test_levels_must_fall_from_one_to_zero(levels):
+    with pytest.raises(SettingsError, match="levels must fall strictly from 1 to 0"):
+        settings_of({"prompts": "a", "schedule": levels})
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1, 0]", '{"format": "sd35.Calibration 1"}'])
+def test_a_file_that_is_no_table_is_refused(text, tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=r"table\.json is (no table|damaged)"):
+        settings_of({"prompts": "a", "schedule": path})
+
+
+def test_the_command_makes_a_table_that_generate_draws_with(model_folder, tmp_path, monkeypatch, capsys):
+    from sd35.cli import main
+
+    monkeypatch.setattr("sd35.tasks.calibrate.FINE", 12)
+    monkeypatch.chdir(tmp_path)
+    model = ["-m", str(model_folder)]
+    assert main(["calibrate", "a", "b", "--steps", "4", "--bound", "0.3", "-o", "four.json", *model]) == 0
+    held = json.loads((tmp_path / "four.json").read_text())
+    assert held["settings"]["prompts"] == ["a", "b"]
+    assert held["samples"] == 2
+    levels = held["sigmas"]
+    assert all(after >= 0.3 * before * (1 - 1e-6) for before, after in pairwise(levels[:-1]))
+    assert main(["generate", "a", "--schedule", "four.json", "-o", "a.png", *model]) == 0
+    assert main(["generate", "--from-image", "a.png", "-o", "again.png", *model]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert main(["calibrate", "a", "--steps", "4", "-o", "four.json", *model]) == 2
+    assert main(["calibrate", "a", "--steps", "4", "--zero-steps", "1", "-o", "five.json", *model]) == 2
+    assert "calibrate without" in capsys.readouterr().err
