@@ -18,7 +18,7 @@ from ..model import Model
 from ..noise import draw_noise, generators
 from ..settings import Settings, settings_of
 from ..velocity import velocity_of
-from .source import parted
+from .source import split_by_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Calibrate(Calibrating):
         Raises:
             SettingsError: as the class; and a setting without effect.
         """
-        own, of_generation = parted(cls, dict(given or {}))
+        own, of_generation = split_by_table(cls, dict(given or {}))
         if idle := [name for name in NOT_CALIBRATED if name in of_generation]:
             raise SettingsError(f"{', '.join(idle)}: not of a calibration, which is of Euler's method")
         request = cls(settings=settings_of({"prompts": prompt, **of_generation}), **own)
