@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from . import fields
 from .fields import Name, Number, Numbers, Options, Switch, Whole, setting
-from .settings import Prompts
+from .prompts import Prompts
 
 EditMethod = Literal["inversion", "flow_edit", "rf_inversion"]
 EDITS: Mapping[str, str] = {

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from . import fields
 from .errors import SettingsError
 from .fields import Kind, Name, Number, Options, Text, Whole, setting
 from .guidance import PLAIN, Guidance
+from .inputs import PictureSettings
 from .loras import Lora, Loras
+from .prompts import Prompts, no_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +28,11 @@ SIZE_UNIT = 16
 LATENT = 8
 """Pixels along a side of a latent, of every autoencoder of this family."""
 
-NOT_TAKEN = ("width", "height", "images_per_prompt")
-"""Settings of a generation that a picture which is there decides by itself."""
+NOT_TAKEN = (
+    "images_per_prompt",
+    *("image", "strength", "start_rule", "mask", "mask_white", "mask_rule", "paste", "feather"),
+)
+"""Settings of a generation that a picture which is there decides by itself, or that make no sense there."""
 
 SEEDS = 2**32
 """Seeds are 0 to 2³² - 1: torch's generator reads the lowest 32 bits, so larger ones would repeat these."""
@@ -55,33 +60,6 @@ def policies() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Prompts(Kind):
-    """One prompt or several; `several=False` keeps the only one."""
-
-    argument: ClassVar[Mapping[str, Any]] = {"metavar": "PROMPT"}
-
-    several: bool = True
-
-    def check(self, name: str, value: Any) -> "tuple[Prompt, ...] | Prompt":
-        """See `Kind`."""
-        from textenc.prompt import as_prompts
-
-        try:
-            prompts = as_prompts(value)
-        except (TypeError, ValueError) as error:
-            raise SettingsError(f"{name}: {error}") from error
-        if self.several:
-            return prompts
-        if len(prompts) != 1:
-            raise SettingsError(f"{name} must be one prompt, got {len(prompts)}")
-        return prompts[0]
-
-    def plain(self, value: Any) -> Any:
-        """See `Kind`: a text, or the fields that are set where encoders have texts of their own."""
-        return [_plain(one) for one in value] if self.several else _plain(value)
-
-
-@dataclass(frozen=True)
 class GuidanceKind(Kind):
     """A `Guidance`, or its fields."""
 
@@ -100,18 +78,12 @@ class GuidanceKind(Kind):
         return value.to_dict()
 
 
-def _no_prompt() -> "Prompt":
-    from textenc import Prompt
-
-    return Prompt()
-
-
 def _is_guided(settings: "Settings") -> bool:
     return settings.guidance_scale != 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(PictureSettings):
     """What a generation is told, and of what it is made.
 
     Raises:
@@ -124,7 +96,7 @@ class Settings:
         kind=Prompts(), help="what to draw", decides="flow", is_option=False
     )
     negative: "Prompt" = setting(
-        factory=_no_prompt,
+        factory=no_prompt,
         kind=Prompts(several=False),
         help="what to move away from; the empty text by default, as in training",
         decides="flow",
@@ -248,12 +220,28 @@ class Settings:
         return flow.sigmas(self.steps, self.schedule_shift, self.schedule)
 
     @property
+    def left_out(self) -> int:
+        """Steps of the schedule that are not run, in image to image."""
+        import flow
+
+        return flow.start_step(self.steps, self.strength, self.start_rule) if self.image else 0
+
+    @property
+    def levels(self) -> "Tensor":
+        """The noise levels that are run, from the first that is kept to 0."""
+        return self.sigmas[self.left_out :]
+
+    @property
     def flow(self) -> dict[str, Any]:
         """What decides the flow that is followed, in JSON values: undoing a generation needs the same.
 
         The LoRAs are on the pipeline and not here: `Model.complete` sees that they are those of the settings.
         """
-        return {name: value for name, value in fields.deciding(self, "flow").items() if name != "loras"}
+        told = fields.deciding(self, "flow")
+        del told["loras"]
+        told["mask"] = [one.identity for one in self.mask or ()]
+        told["control"] = [one.identity for one in self.control or ()]
+        return told
 
     def of(self, index: int) -> "Settings":
         """The settings that make image `index` of the batch alone.
@@ -267,6 +255,7 @@ class Settings:
             prompts=(self.prompts[index // self.images_per_prompt],),
             images_per_prompt=1,
             seed=None if self.seed is None else self.seed + index,
+            **self.pictures_of(index),
         )
 
     def to_json(self) -> str:
@@ -298,22 +287,23 @@ class Settings:
             raise SettingsError(f"saved settings are damaged: {error}") from error
 
 
-def settings_of(given: Mapping[str, Any], base: Settings | None = None) -> Settings:
+def settings_of(
+    given: Mapping[str, Any], base: Settings | None = None, numbers: Mapping[str, Any] | None = None
+) -> Settings:
     """Settings from what a user gave, over saved ones if there are any.
 
     Args:
         given: settings by name; `guidance` may be a mapping of those of its fields that are given.
         base: those of an earlier picture.
+        numbers: the model's own, where nothing else says what to do; see `presets`.
 
     Raises:
         SettingsError: a setting that is unknown, out of range, or without effect beside the others.
     """
     given = dict(given)
     if isinstance(given.get("guidance"), Mapping):
-        given["guidance"] = replace(PLAIN if base is None else base.guidance, **given["guidance"])
-    return fields.build(Settings, given, base)
-
-
-def _plain(prompt: "Prompt") -> str | dict[str, str]:
-    own = {name: text for name, text in asdict(prompt).items() if name != "text" and text is not None}
-    return {"text": prompt.text, **own} if own else prompt.text
+        usual = PLAIN if base is None else base.guidance
+        if base is None and numbers and given.get("guidance_scale", numbers.get("guidance_scale")) != 1:
+            usual = numbers.get("guidance", usual)
+        given["guidance"] = replace(usual, **given["guidance"])
+    return fields.build(Settings, given, base, numbers)
