@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sd35.verify.sinusoids import stand_in
 from torch import Tensor
 
 import flow
@@ -65,14 +64,14 @@ def test_image_to_image_as_in_the_original(case, runs, error) -> None:
 
 
 @torch.no_grad()
-def test_to_rounding_in_float64(runs, error, original_sinusoids) -> None:
+def test_in_float64_but_for_the_sinusoids_of_the_noise_level(runs, error) -> None:
+    """Those are float32 everywhere, and not to the last bit the same on all machines."""
     file, final = runs("img2img"), runs("final64")
-    image, noise = file["plain/image_latents"].double(), file["plain/noise"].double()
-    model, sigmas = file.model(torch.float64), file["plain/sigmas"]
-    stand_in(model.mmdit.t_embedder.mlp, original_sinusoids(sigmas[:-1]))
-    velocity = model.velocity(model.cond, model.uncond, 4.5)
+    image, noise = file["original/image_latents"].double(), file["original/noise"].double()
+    model, sigmas = file.model(torch.float64), file["original_euler/sigmas"]
     start = flow.interpolate(image, noise, sigmas[0].double())
-    assert error(flow.solve(velocity, start, sigmas), final["img2img/plain/final"]) <= 1e-10
+    found = flow.solve(model.velocity(model.cond, model.uncond, 4.5), start, sigmas)
+    assert error(found, final["img2img/original_euler/final"]) <= 1e-6
 
 
 def test_every_start_step_of_both(runs) -> None:
