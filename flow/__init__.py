@@ -11,6 +11,7 @@ from .coupling import couple
 from .edit import flow_edit, toward_data, toward_noise
 from .errors import FlowError, VelocityError
 from .guidance import apg, cfg_zero, guide, guided, plain, rescale, threshold, zero_start
+from .inpainting import inpaint
 from .inverse import (
     METHODS,
     InverseStep,
@@ -126,6 +127,7 @@ __all__ = [
     "guide",
     "guided",
     "heun",
+    "inpaint",
     "integrate",
     "interpolate",
     "inversion",

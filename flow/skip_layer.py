@@ -41,18 +41,21 @@ class SkipLayer:
         """The steps, of `count`, that the third velocity takes part in: start · count < step < stop · count.
 
         Both inequalities are strict and steps count from 0, in both references: 50 steps from 0.01 to 0.2 are
-        1 ... 9. The reference counts a whole schedule from 0 in image-to-image too, where steps are left out.
+        1 ... 9. In image-to-image the reference counts from 0 too, at the first step that is run, and
+        compares with the count of the whole schedule.
         """
         first, end = math.floor(self.start * count) + 1, math.ceil(self.stop * count)
         return range(first, max(first, min(end, count)))
 
-    def window(self, sigmas: Tensor) -> tuple[float, float] | None:
+    def window(self, sigmas: Tensor, first: int = 0) -> tuple[float, float] | None:
         """The same as noise levels, lowest and highest, both included; None if no step takes part.
 
         Args:
-            sigmas: the falling table of the generation, (steps + 1,).
+            sigmas: the falling table of the whole generation, (steps + 1,).
+            first: the step that is run first, from which they count; see `steps`.
         """
-        steps = self.steps(len(sigmas) - 1)
+        count = len(sigmas) - 1
+        steps = [first + step for step in self.steps(count) if first + step < count]
         return (float(sigmas[steps[-1]]), float(sigmas[steps[0]])) if steps else None
 
 
@@ -65,7 +68,7 @@ SKIP_LAYER: Mapping[str, SkipLayer] = MappingProxyType(
 """What SD3.5-medium is run with. diffusers has no layers of its own; its documentation names the same."""
 
 
-def skip_layer(skipped: Velocity, settings: SkipLayer, sigmas: Tensor) -> Adjust:
+def skip_layer(skipped: Velocity, settings: SkipLayer, sigmas: Tensor, first: int = 0) -> Adjust:
     """Add skip-layer guidance to a guided velocity, within the window of a generation.
 
     For the `adjust` of `guided`: as the conditional velocity is there, the window costs one evaluation
@@ -76,6 +79,7 @@ def skip_layer(skipped: Velocity, settings: SkipLayer, sigmas: Tensor) -> Adjust
         settings: scale and window.
         sigmas: the falling table of the generation. Solvers that also look between its levels are given the
             third velocity between the first and the last level of the window.
+        first: the step that is run first, where image-to-image leaves some out.
 
     Raises:
         FlowError: a scale that is not finite, or a window out of order.
@@ -84,7 +88,7 @@ def skip_layer(skipped: Velocity, settings: SkipLayer, sigmas: Tensor) -> Adjust
         raise FlowError(
             f"skip-layer guidance needs a finite scale and 0 <= start < stop <= 1, got {settings}"
         )
-    window = settings.window(sigmas)
+    window = settings.window(sigmas, first)
 
     def adjust(v: Tensor, cond: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         if window is None:

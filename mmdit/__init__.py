@@ -4,11 +4,14 @@ from .config import MMDiTConfig, ShapeError
 from .controlnet import ControlNet, ControlNetConfig
 from .embed import position_table, timestep_embedding
 from .init import init_weights
+from .joint_controlnet import JointControlNet, JointControlNetConfig
 from .model import MMDiT, spread
 
 __all__ = [
     "ControlNet",
     "ControlNetConfig",
+    "JointControlNet",
+    "JointControlNetConfig",
     "MMDiT",
     "MMDiTConfig",
     "ShapeError",

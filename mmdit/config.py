@@ -39,6 +39,12 @@ class MMDiTConfig:
     patch_size: int = 2
     qk_norm: bool = True
     dual_blocks: tuple[int, ...] = ()  # blocks whose image stream has a second attention of its own
+    inpaints: bool = False  # reads a mask and the masked picture's latents beside its own
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that enter: the latents; for inpainting also a mask and as many of the masked picture."""
+        return 2 * self.channels + 1 if self.inpaints else self.channels
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, *, num_heads: int | None = None) -> "MMDiTConfig":
@@ -54,6 +60,8 @@ class MMDiTConfig:
                 is no multiple of 64 and `num_heads` is None.
         """
         dim, channels, patch_size, _ = shape_of(shapes, "x_embedder.proj.weight", 4)
+        velocity = len_of(shapes, "final_layer.linear.weight") // patch_size**2
+        inpaints = velocity > 0 and channels == 2 * velocity + 1
         _, positions, _ = shape_of(shapes, "pos_embed", 3)
         return cls(
             dim=dim,
@@ -62,7 +70,8 @@ class MMDiTConfig:
             pos_embed_size=isqrt(positions),
             context_dim=shape_of(shapes, "context_embedder.weight", 2)[1],
             pooled_dim=shape_of(shapes, "y_embedder.mlp.0.weight", 2)[1],
-            channels=channels,
+            channels=velocity if inpaints else channels,
+            inpaints=inpaints,
             patch_size=patch_size,
             qk_norm="joint_blocks.0.x_block.attn.ln_k.weight" in shapes,
             dual_blocks=layers_with(shapes, r"joint_blocks\.(\d+)\.x_block\.attn2\.qkv\.weight"),
@@ -76,6 +85,11 @@ def shape_of(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
         found = f"has shape {shape}" if name in shapes else "is not there"
         raise ShapeError(f"the sizes are read off {name!r}, which must have {ndim} axes, but it {found}")
     return shape
+
+
+def len_of(shapes: Shapes, name: str) -> int:
+    """The first axis of one tensor; 0 where it is not there."""
+    return (*shapes.get(name, ()), 0)[0]
 
 
 def count_heads(dim: int) -> int:

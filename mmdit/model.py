@@ -48,7 +48,7 @@ class MMDiT(nn.Module):
         super().__init__()
         self.config = config
         dim, patch = config.dim, config.patch_size
-        self.x_embedder = PatchEmbed(config.channels, dim, patch)
+        self.x_embedder = PatchEmbed(config.in_channels, dim, patch)
         self.t_embedder = TimestepEmbedder(dim)
         self.y_embedder = Embedder(config.pooled_dim, dim)
         self.context_embedder = nn.Linear(config.context_dim, dim)
@@ -80,7 +80,8 @@ class MMDiT(nn.Module):
         """Predict the velocity dx/dσ = noise - data at a point of the flow.
 
         Args:
-            latents: (B, C, h, w); h and w divisible by the patch size.
+            latents: (B, C, h, w); h and w divisible by the patch size. A model for inpainting reads 2 C + 1
+                channels: the latents, a mask (1 where to draw), the latents of the picture without that.
             sigma: noise level in [0, 1], (B,); float32 whatever the model's dtype.
             context: the text encoders' tokens, (B, M, context_dim).
             pooled: the pooled text, (B, pooled_dim).
@@ -90,7 +91,7 @@ class MMDiT(nn.Module):
                 streams on untouched, and its residual is left out with it, as in the reference.
 
         Returns:
-            The velocity, of the shape and dtype of `latents`.
+            The velocity, (B, C, h, w), in the dtype of `latents`.
 
         Raises:
             ValueError: a shape does not fit this model, or a skipped layer does not exist.
@@ -136,9 +137,9 @@ class MMDiT(nn.Module):
     ) -> None:
         config = self.config
         batch, sides, patch = latents.shape[0], latents.shape[-2:], config.patch_size
-        if latents.ndim != 4 or latents.shape[1] != config.channels or any(side % patch for side in sides):
+        if latents.ndim != 4 or latents.shape[1] != config.in_channels or any(side % patch for side in sides):
             raise ValueError(
-                f"latents must be (B, {config.channels}, h, w) with h and w divisible by {patch}, "
+                f"latents must be (B, {config.in_channels}, h, w) with h and w divisible by {patch}, "
                 f"got {tuple(latents.shape)}"
             )
         if sigma.shape != (batch,):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .attention import heat_picture as heat_picture
     from .attention import heat_share as heat_share
     from .attention import overlay as overlay
+    from .controls import Control as Control
     from .errors import NonFiniteError as NonFiniteError
     from .errors import SettingsError as SettingsError
     from .guidance import Guidance as Guidance
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     ".adapters.control": ("control_image",),
+    ".controls": ("Control",),
     ".adapters.lora": ("add_lora", "lora_parameters", "loras_on", "remove_lora", "set_lora"),
     ".adapters.report": ("LoraReport",),
     ".attention": (

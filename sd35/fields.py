@@ -100,8 +100,13 @@ def check(request: Any) -> None:
         object.__setattr__(request, name, told.kind.check(name, value))
 
 
-def build(request: type[Request], given: Mapping[str, Any], base: Request | None = None) -> Request:
-    """A request from what a user gave, over a saved one if there is one; None is nothing said.
+def build(
+    request: type[Request],
+    given: Mapping[str, Any],
+    base: Request | None = None,
+    usual: Mapping[str, Any] | None = None,
+) -> Request:
+    """A request from what a user gave, over a saved one, or over what is usual; None is nothing said.
 
     Raises:
         SettingsError: an unknown name, a value that is not of its kind, or a setting that has no effect
@@ -111,7 +116,8 @@ def build(request: type[Request], given: Mapping[str, Any], base: Request | None
     if unknown := sorted(given.keys() - known.keys()):
         raise SettingsError(f"there is no setting {', '.join(unknown)}; there are {', '.join(known)}")
     given = {name: value for name, value in given.items() if value is not None or known[name].may_be_none}
-    built = request(**given) if base is None else replace(base, **given)  # pyright: ignore[reportArgumentType]
+    usual = {**(usual or {}), **given}
+    built = request(**usual) if base is None else replace(base, **given)  # pyright: ignore[reportArgumentType]
     refuse_idle(built, given)
     return built
 

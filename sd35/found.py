@@ -1,6 +1,6 @@
 """From a source to the parts of a model: look once, by headers alone (`find`), then `read` the weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ from weights.build import check_fit
 from weights.component import Component
 from weights.load import join_textenc, load_component, read_tokenizer, widths_of
 from weights.parts import PARTS
+from weights.variants import describe
 
 from .device import as_device
 from .errors import SettingsError
@@ -49,17 +50,12 @@ class Found:
     @property
     def fingerprint(self) -> str:
         """A hash by which other weights are told: of each file's header, length, and a few of its pages."""
-        digest = sha256()
-        for part, component in sorted(self.components.items()):
-            for file in component.files:
-                path = component.unit.folder.path(file)
-                length = path.stat().st_size
-                digest.update(f"{part} {length}".encode())
-                with path.open("rb") as opened:
-                    for page in range(PAGES):
-                        opened.seek(page * length // PAGES)
-                        digest.update(opened.read(PAGE))
-        return digest.hexdigest()[:32]
+        return fingerprint([component for _, component in sorted(self.components.items())])
+
+    @property
+    def variant(self) -> str:
+        """The released model that the transformer is, as `weights.inspect` names it, or "unknown"."""
+        return describe(self.components["mmdit"], self.modules["mmdit"])[0]
 
     @property
     def mmdit(self) -> MMDiTConfig:
@@ -70,6 +66,21 @@ class Found:
     def vae(self) -> VAEConfig:
         """The sizes of the autoencoder."""
         return cast(VAE, self.modules["vae"]).config
+
+
+def fingerprint(components: Iterable[Component]) -> str:
+    """A hash of some parts' files; see `Found.fingerprint`."""
+    digest = sha256()
+    for component in components:
+        for file in component.files:
+            path = component.unit.folder.path(file)
+            length = path.stat().st_size
+            digest.update(f"{component.part} {length}".encode())
+            with path.open("rb") as opened:
+                for page in range(PAGES):
+                    opened.seek(page * length // PAGES)
+                    digest.update(opened.read(PAGE))
+    return digest.hexdigest()[:32]
 
 
 def find(
@@ -160,6 +171,7 @@ def read(
         size=found.size,
         sources=found.sources,
         weights=found.fingerprint,
+        variant=found.variant,
     )
 
 

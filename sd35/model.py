@@ -42,6 +42,8 @@ class Model:
     """Where parts came from, of those that are of another source than `model`."""
     weights: str = ""
     """A hash by which other weights are told; empty where the parts were not loaded from files."""
+    variant: str = ""
+    """The released model that the transformer is; "unknown" or empty for others."""
 
     @property
     def device(self) -> torch.device:

@@ -25,6 +25,7 @@ from .documented import takes
 from .found import Place
 from .methods import NOT_CALIBRATED, Calibrating, Editing, Inverting
 from .model import Model
+from .presets import WhoseNumbers
 from .report.recording import Recorder, Recording
 from .saved.result import Result
 from .settings import NOT_TAKEN, Settings
@@ -44,6 +45,7 @@ class Pipeline(Model):
         prompt: PromptLike | Sequence[PromptLike],
         *,
         noise: Noise | None = None,
+        preset: WhoseNumbers | None = None,
         progress: bool = False,
         **given: Any,
     ) -> Result:
@@ -55,6 +57,8 @@ class Pipeline(Model):
             prompt: one or several; a text each, or a `textenc.Prompt` with other texts for some encoders.
             noise: (B, 16, height / 8, width / 8) to start from, one for each image, in place of a seed; or a
                 saved state that holds it, or the path of one.
+            preset: whose numbers stand for what is not said, "reference" or "diffusers", where this is a
+                released model; `sd35.presets` has them. Those of other models are the ones below.
             progress: show a bar on stderr.
             given: the settings below.
 
@@ -62,7 +66,8 @@ class Pipeline(Model):
             ValueError: a setting that cannot be worked with, or that has no effect, before work starts.
             NonFiniteError: a stage computed NaN or infinity.
         """
-        return generate(self, Generate.of(prompt, given, noise=noise), progress=progress)
+        request = Generate.of(prompt, given, noise=noise, variant=self.variant, preset=preset)
+        return generate(self, request, progress=progress)
 
     @takes(Settings, but=("prompts",))
     def record(
@@ -70,6 +75,7 @@ class Pipeline(Model):
         prompt: PromptLike | Sequence[PromptLike],
         *,
         noise: Noise | None = None,
+        preset: WhoseNumbers | None = None,
         progress: bool = False,
         **given: Any,
     ) -> Recording:
@@ -83,13 +89,15 @@ class Pipeline(Model):
         Args:
             prompt: as in `generate`.
             noise: as in `generate`.
+            preset: as in `generate`.
             progress: as in `generate`.
             given: as in `generate`.
 
         Raises:
             ValueError: as `generate`; or the attention maps of so many pictures take too much.
         """
-        generation = Generation(self, Generate.of(prompt, given, noise=noise), bar="" if progress else None)
+        request = Generate.of(prompt, given, noise=noise, variant=self.variant, preset=preset)
+        generation = Generation(self, request, bar="" if progress else None)
         return Recorder(self, generation).run()
 
     def run(self, settings: Settings, *, noise: Noise | None = None, progress: bool = False) -> Result:

@@ -1,4 +1,4 @@
-"""What is to be drawn, as a setting: a text, or one for each encoder."""
+"""Prompts as settings: one or several, a text or one for each encoder."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -36,6 +36,13 @@ class Prompts(Kind):
     def plain(self, value: Any) -> Any:
         """See `Kind`: a text, or the fields that are set where encoders have texts of their own."""
         return [_plain(one) for one in value] if self.several else _plain(value)
+
+
+def no_prompt() -> "Prompt":
+    """The empty text."""
+    from textenc import Prompt
+
+    return Prompt()
 
 
 def _plain(prompt: "Prompt") -> str | dict[str, str]:

@@ -9,8 +9,9 @@ from . import fields
 from .errors import SettingsError
 from .fields import Name, Number, Options, Text, Whole, setting
 from .guidance import PLAIN, Guidance, GuidanceKind
+from .inputs import PictureSettings
 from .loras import Lora, Loras
-from .prompts import Prompts
+from .prompts import Prompts, no_prompt
 from .schedules import Preset, Schedule
 
 if TYPE_CHECKING:
@@ -28,14 +29,16 @@ SIZE_UNIT = 16
 LATENT = 8
 """Pixels along a side of a latent, of every autoencoder of this family."""
 
-NOT_TAKEN = ("width", "height", "images_per_prompt")
-"""Settings of a generation that a picture which is there decides by itself."""
+NOT_TAKEN = (
+    "images_per_prompt",
+    *("image", "strength", "start_rule", "mask", "mask_white", "mask_rule", "paste", "feather"),
+)
+"""Settings of a generation that a picture which is there decides by itself, or that make no sense there."""
 
 SEEDS = 2**32
 """Seeds are 0 to 2³² - 1: torch's generator reads the lowest 32 bits, so larger ones would repeat these."""
 
-MOST_STEPS = 10_000
-"""More is a slip of the finger: the error of every solver is at rounding long before."""
+MOST_STEPS = 10_000  # more is a mistake: the error of every solver is at rounding long before
 
 Missing = Literal["zeros", "drop"]
 
@@ -54,18 +57,12 @@ def policies() -> tuple[str, ...]:
     return tuple(textenc.POLICIES)
 
 
-def _no_prompt() -> "Prompt":
-    from textenc import Prompt
-
-    return Prompt()
-
-
 def _is_guided(settings: "Settings") -> bool:
     return settings.guidance_scale != 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(PictureSettings):
     """What a generation is told, and of what it is made.
 
     Raises:
@@ -78,7 +75,7 @@ class Settings:
         kind=Prompts(), help="what to draw", decides="flow", is_option=False
     )
     negative: "Prompt" = setting(
-        factory=_no_prompt,
+        factory=no_prompt,
         kind=Prompts(several=False),
         help="what to move away from; the empty text by default, as in training",
         decides="flow",
@@ -230,12 +227,28 @@ class Settings:
         return flow.sigmas(self.steps, self.schedule_shift, preset, least_ratio=self.least_ratio)
 
     @property
+    def left_out(self) -> int:
+        """Steps of the schedule that are not run, in image to image."""
+        import flow
+
+        return flow.start_step(self.steps, self.strength, self.start_rule) if self.image else 0
+
+    @property
+    def levels(self) -> "Tensor":
+        """The noise levels that are run, from the first that is kept to 0."""
+        return self.sigmas[self.left_out :]
+
+    @property
     def flow(self) -> dict[str, Any]:
         """What decides the flow that is followed, in JSON values: undoing a generation needs the same.
 
         The LoRAs are on the pipeline and not here: `Model.complete` sees that they are those of the settings.
         """
-        return {name: value for name, value in fields.deciding(self, "flow").items() if name != "loras"}
+        told = fields.deciding(self, "flow")
+        del told["loras"]
+        told["mask"] = [one.identity for one in self.mask or ()]
+        told["control"] = [one.identity for one in self.control or ()]
+        return told
 
     def of(self, index: int) -> "Settings":
         """The settings that make image `index` of the batch alone.
@@ -249,6 +262,7 @@ class Settings:
             prompts=(self.prompts[index // self.images_per_prompt],),
             images_per_prompt=1,
             seed=None if self.seed is None else self.seed + index,
+            **self.pictures_of(index),
         )
 
     def to_json(self) -> str:
@@ -280,21 +294,27 @@ class Settings:
             raise SettingsError(f"saved settings are damaged: {error}") from error
 
 
-def settings_of(given: Mapping[str, Any], base: Settings | None = None) -> Settings:
+def settings_of(
+    given: Mapping[str, Any], base: Settings | None = None, numbers: Mapping[str, Any] | None = None
+) -> Settings:
     """Settings from what a user gave, over saved ones if there are any.
 
     Args:
         given: settings by name; `guidance` may be a mapping of those of its fields that are given.
         base: those of an earlier picture.
+        numbers: the model's own, where nothing else says what to do; see `presets`.
 
     Raises:
         SettingsError: a setting that is unknown, out of range, or without effect beside the others.
     """
     given = dict(given)
     if isinstance(given.get("guidance"), Mapping):
-        given["guidance"] = replace(PLAIN if base is None else base.guidance, **given["guidance"])
+        usual = PLAIN if base is None else base.guidance
+        if base is None and numbers and given.get("guidance_scale", numbers.get("guidance_scale")) != 1:
+            usual = numbers.get("guidance", usual)
+        given["guidance"] = replace(usual, **given["guidance"])
     if "schedule" in given:
         given["schedule"] = Schedule().check("schedule", given["schedule"])
         if isinstance(given["schedule"], tuple):
             given.setdefault("steps", len(given["schedule"]) - 1)
-    return fields.build(Settings, given, base)
+    return fields.build(Settings, given, base, numbers)

@@ -92,6 +92,7 @@ class GuidedVelocity:
         conditions: Sequence[Condition] = (),
         adjust: Sequence[Adjust] = (),
         skip: SkipLayer | None = None,
+        first: int = 0,
         still_above: float | None = None,
         **guidance: Any,
     ) -> None:
@@ -108,6 +109,7 @@ class GuidedVelocity:
             conditions: what else the velocity is given; see `Condition`.
             adjust: as in `flow.guided`, after skip-layer guidance where there is one.
             skip: skip-layer guidance; its window is a part of `sigmas`.
+            first: the step that is run first, in image to image: that window counts from it.
             still_above: the noise level above which the velocity is zero; see `flow.zero_start`.
             guidance: `combine` and `interval` of `flow.guided`.
 
@@ -126,6 +128,7 @@ class GuidedVelocity:
         self.guidance_scale, self.batch_size = guidance_scale, batch_size
         self.sigmas, self.conditions = sigmas, tuple(conditions)
         self.adjust, self.skip, self.still_above = tuple(adjust), skip, still_above
+        self.first = first
         self.guidance = guidance
         self._levels = None if sigmas is None else sorted(sigmas.tolist()[:-1])
         self._made: dict[int, list[tuple[slice, Velocity]]] = {}
@@ -207,7 +210,7 @@ class GuidedVelocity:
         both = branch("cond", "uncond") if one_shape and self.guidance_scale != 1 else None
         adjust = self.adjust
         if self.skip is not None and self.sigmas is not None:
-            adjust = (skip_layer(branch("skipped"), self.skip, self.sigmas), *adjust)
+            adjust = (skip_layer(branch("skipped"), self.skip, self.sigmas, self.first), *adjust)
         velocity = guided(
             branch("cond"),
             branch("uncond"),
@@ -294,5 +297,6 @@ def velocity_of(
         sigmas=sigmas,
         batch_size=settings.batch_size,
         conditions=conditions,
+        first=settings.left_out,
         **settings.guidance.options(sigmas),
     )

@@ -41,6 +41,7 @@ LIBRARIES = {
     "safetensors": ("weights/", "sd35/"),
     "huggingface_hub": ("weights/",),
     "tqdm": ("sd35/",),
+    "cv2": ("sd35/adapters/drawing.py",),  # where edges are asked for
     "scipy": ("flow/coupling.py",),  # where optimal transport is asked for
 }
 """Library to the files or folders that may import it. What is not listed, nobody may."""
@@ -223,7 +224,9 @@ def test_a_seed_that_nobody_else_sees_is_fine(source):
 LAYERS = (
     ("errors", "version", "noise", "siblings"),
     ("fields", "device", "size"),
-    ("guidance", "images", "loras", "prompts", "schedules"),
+    ("guidance", "images", "loras", "shown", "prompts", "fitting", "schedules"),
+    ("controls", "opening", "presets"),
+    ("inputs",),
     ("settings",),
     ("methods", "documented"),
     ("saved",),

@@ -4,7 +4,6 @@ The architecture is read off the shapes. A module is built on torch's meta devic
 until it takes over the tensors of a file (`load_into.py`).
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from math import isclose, isqrt
 from typing import Any, cast
@@ -12,7 +11,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmdit import ControlNet, ControlNetConfig, MMDiT, MMDiTConfig, position_table
+from mmdit import (
+    ControlNet,
+    ControlNetConfig,
+    JointControlNet,
+    JointControlNetConfig,
+    MMDiT,
+    MMDiTConfig,
+    position_table,
+)
 from textenc import CLIP, T5, CLIPConfig, T5Config
 from vae import VAE, VAEConfig
 from vae.model import SCALE, SHIFT
@@ -21,7 +28,7 @@ from .compare import require_fit
 from .component import Component, described
 from .errors import FitError
 from .load_into import Uninitialised
-from .parts import PARTS
+from .parts import PARTS, kind_of
 from .variants import RELEASED
 
 Tensors = Mapping[str, Tensor] | Mapping[str, Sequence[int]]
@@ -85,7 +92,7 @@ def _check_kind(component: Component) -> None:
     """Refuse a part that would load and compute something else.
 
     Raises:
-        FitError: its config.json contradicts a constant, or it is a ControlNet with a text stream.
+        FitError: its config.json contradicts a constant.
     """
     where, part = component.where or "this", PARTS[component.part]
     for name, values in CONSTANTS[component.part].items():
@@ -97,16 +104,6 @@ def _check_kind(component: Component) -> None:
                 f"the {part} with {' or '.join(map(str, values))}: it is another model's, or trained anew, "
                 "and would give wrong results"
             )
-    keys = (*component.sources, *component.left_over)
-    if component.part == "controlnet" and any(_JOINT.search(key) for key in keys):
-        raise FitError(
-            f"{where} is a ControlNet whose blocks have a text stream of their own (joint blocks), as those "
-            "for SD3-medium have. It is not supported: those of "
-            "stabilityai/stable-diffusion-3.5-controlnets are"
-        )
-
-
-_JOINT = re.compile(r"\.(add_[qkv]_proj|norm1_context|ff_context|context_block)\.")
 
 
 def _same(told: Any, value: Any) -> bool:
@@ -126,13 +123,21 @@ def _clip(component: Component) -> CLIP:
     return CLIP(config)
 
 
+def _controlnet(component: Component) -> ControlNet | JointControlNet:
+    """Build a ControlNet of either kind; config.json tells whether a joint one reads the pooled text."""
+    if kind_of("controlnet", component.recipes) == "controlnet":
+        return ControlNet(ControlNetConfig.from_shapes(component.shapes()))
+    reads_pooled = not component.config.get("force_zeros_for_pooled_projection", True)
+    return JointControlNet(JointControlNetConfig.from_shapes(component.shapes(), reads_pooled=reads_pooled))
+
+
 _MODULES: Mapping[str, Callable[[Component], nn.Module]] = {
     "mmdit": lambda component: MMDiT(MMDiTConfig.from_shapes(component.shapes())),
     "vae": lambda component: VAE(VAEConfig.from_shapes(component.shapes())),
     "clip_l": _clip,
     "clip_g": _clip,
     "t5": lambda component: T5(T5Config.from_shapes(component.shapes())),
-    "controlnet": lambda component: ControlNet(ControlNetConfig.from_shapes(component.shapes())),
+    "controlnet": _controlnet,
 }
 
 
@@ -158,9 +163,9 @@ def build_vae(tensors: Tensors) -> VAE:
     return cast(VAE, _build("vae", tensors))
 
 
-def build_controlnet(tensors: Tensors) -> ControlNet:
+def build_controlnet(tensors: Tensors) -> ControlNet | JointControlNet:
     """Build the ControlNet that fits these tensors; as `build_mmdit`."""
-    return cast(ControlNet, _build("controlnet", tensors))
+    return cast(ControlNet | JointControlNet, _build("controlnet", tensors))
 
 
 def build_t5(tensors: Tensors) -> T5:

@@ -11,7 +11,7 @@ from .component import Component
 from .errors import FitError
 from .keys import to_theirs
 from .packed.blocks import BLOCKS
-from .parts import OTHER_LAYOUTS, PARTS
+from .parts import OTHER_LAYOUTS, PARTS, kind_of
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """The dtypes that weights may have without a scale beside them, or in blocks."""
@@ -122,7 +122,7 @@ def _names_in_file(component: Component, names: list[str]) -> dict[str, str]:
     """What the file calls, or should call, each of our tensors; without a trainer's wrappers."""
     if component.layout == "official":
         return {name: component.prefix + name for name in names}
-    recipes, unknown = to_theirs(names, OTHER_LAYOUTS[component.part][2])
+    recipes, unknown = to_theirs(names, OTHER_LAYOUTS[kind_of(component.part, component.recipes)][2])
     return {name: " | ".join(recipe.sources) for name, recipe in recipes.items()} | dict(
         zip(unknown, unknown, strict=True)
     )

@@ -16,7 +16,7 @@ from .packed.blocks import BLOCKS
 from .packed.gguf import MappedGGUF
 from .packed.scales import Coded, read_coded, stored_as, take_scales
 from .packed.value import STORED, Packed
-from .parts import OTHER_LAYOUTS, PREFIXES, ignored, split_prefixes, which_clip
+from .parts import OTHER_LAYOUTS, PREFIXES, ignored, kind_of, split_prefixes, which_clip
 from .recognise import foreign_model, recognise
 from .unit import Unit
 
@@ -202,11 +202,12 @@ def described(
 def _component(unit: Unit, part: str, prefix: str, names: list[str]) -> Component:
     """Bring one part's keys into our naming."""
     names, coded = take_scales(names, unit.infos, unit.metadata, prefix=prefix, where=unit.path_hint)
-    raw = {name.removeprefix(prefix): name for name in names if not ignored(part, name.removeprefix(prefix))}
+    kind = kind_of(part, names)
+    raw = {name.removeprefix(prefix): name for name in names if not ignored(kind, name.removeprefix(prefix))}
     layout, left_over = "official", []
     recipes = {name: Recipe((name,)) for name in raw}
-    if part in OTHER_LAYOUTS:
-        whose, sign, table = OTHER_LAYOUTS[part]
+    if kind in OTHER_LAYOUTS:
+        whose, sign, table = OTHER_LAYOUTS[kind]
         if any(sign.match(name) for name in raw):
             layout = whose
             recipes, left_over = to_ours(raw, table)

@@ -97,6 +97,22 @@ T5_LLAMA = Layout(
 """The T5 encoder in GGUF files, as llama.cpp names it."""
 
 
+JOINT_CONTROLNET = Layout(
+    our_stack="joint_blocks.",
+    their_stack="transformer_blocks.",
+    # Copies of an MM-DiT's first blocks: none is the last one, whose context vectors are stored otherwise.
+    lines=(
+        *(
+            line
+            for line in MMDIT.lines
+            if "{last}" not in line.ours and not line.ours.startswith("final_layer.")
+        ),
+        Line("pos_embed_input.proj.*", "pos_embed_input.proj.*"),
+        Line("controlnet_blocks.{i}.*", "controlnet_blocks.{i}.*"),
+    ),
+)
+
+
 def _resnet(ours: str, theirs: str) -> tuple[Line, ...]:
     """The lines of one residual block of the autoencoder."""
     pairs = (("norm1", "norm1"), ("conv1", "conv1"), ("norm2", "norm2"), ("conv2", "conv2"))

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mmdit import ControlNet, MMDiT
+from mmdit import ControlNet, JointControlNet, MMDiT
 from textenc import CLIP, T5, CLIPTokenizer, T5Tokenizer, TextEncoder, Widths
 from vae import VAE
 
@@ -55,10 +55,10 @@ def load_vae(source: str | Path, device: Device = "cpu", dtype: torch.dtype | No
 
 def load_controlnet(
     source: str | Path, device: Device = "cpu", dtype: torch.dtype | None = None
-) -> ControlNet:
-    """Load the ControlNet of a source; as `load_mmdit`."""
+) -> ControlNet | JointControlNet:
+    """Load the ControlNet of a source, of either kind; as `load_mmdit`."""
     found = resolve(source, ["controlnet"])
-    return cast(ControlNet, load_component(found.component("controlnet"), device, dtype))
+    return cast(ControlNet | JointControlNet, load_component(found.component("controlnet"), device, dtype))
 
 
 def load_t5(

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from .keys import Layout
-from .layouts import CONTROLNET, MMDIT, T5_LLAMA, VAE
+from .layouts import CONTROLNET, JOINT_CONTROLNET, MMDIT, T5_LLAMA, VAE
 
 PARTS: Mapping[str, str] = {
     "mmdit": "MM-DiT",
@@ -34,6 +34,7 @@ OTHER_LAYOUTS: Mapping[str, tuple[str, re.Pattern[str], Layout]] = {
     "mmdit": ("diffusers", re.compile(r"transformer_blocks\."), MMDIT),
     "vae": ("diffusers", re.compile(r"\w+\.(down_blocks|up_blocks|mid_block|conv_norm_out)\."), VAE),
     "controlnet": ("diffusers", re.compile(r"transformer_blocks\.\d+\.(attn\.to_|ff\.|norm1\.)"), CONTROLNET),
+    "joint_controlnet": ("diffusers", re.compile(r"transformer_blocks\."), JOINT_CONTROLNET),
     "t5": ("llama.cpp", re.compile(r"enc\.blk\."), T5_LLAMA),
 }
 """The parts that others store under other keys: who, what tells the layout, and the table."""
@@ -49,6 +50,16 @@ IGNORED: Mapping[str, re.Pattern[str]] = {
     "t5": re.compile(r"dec\..*|output\.weight"),
 }
 """Keys that are left out, by part; under "" those of any part."""
+
+
+JOINT = re.compile(r"\.(add_[qkv]_proj|norm1_context|ff_context|context_block)\.")
+"""Keys of blocks with a text stream: of an MM-DiT, and of ControlNets that are made of its blocks."""
+
+
+def kind_of(part: str, names: Iterable[str]) -> str:
+    """The part, or "joint_controlnet" for a ControlNet of joint blocks: its keys are other ones."""
+    is_joint = part == "controlnet" and any(JOINT.search(name) for name in names)
+    return "joint_controlnet" if is_joint else part
 
 
 def ignored(part: str, name: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..methods import Editing
 from ..settings import NOT_TAKEN, Settings
+from .control import OF_ALL, add_control, given_control
 from .model import add_model, load_pipeline
 from .options import add_prompts, add_settings, given_settings, prompt_of, tell
 
@@ -26,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, default=8, help="8 (the default) or 16 bits a channel")
     add_prompts(parser)
     add_settings(parser, "editing", Editing)
-    add_settings(parser, "sampling", Settings, but=NOT_TAKEN)
+    add_control(parser)
+    add_settings(parser, "sampling", Settings, but=(*NOT_TAKEN, *OF_ALL))
     add_model(parser)
 
 
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from ..saved.png import check_pictures
     from ..tasks.edit import Edit, edit
 
-    given = {**given_settings(args, Editing), **given_settings(args, Settings)}
+    given = {**given_settings(args, Editing), **given_settings(args, Settings), **given_control(args)}
     request = Edit.of(args.input, prompt_of(args) or "", given=given)
     check_pictures(args.output, request.source.count, overwrite=args.overwrite, bits=args.bits)
     pipe = load_pipeline(args, request.before, dtype=request.dtype)

@@ -7,11 +7,17 @@ change what they name.
 import argparse
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..fields import table
+from ..inputs import PictureSettings
+from ..presets import NUMBERS
 from ..settings import Settings
-from .model import add_model, load_pipeline
+from .control import OF_ALL, add_control, given_control
+from .model import add_model, found_model, load_pipeline
 from .options import add_prompts, add_settings, given_settings, prompt_of, tell
 
 if TYPE_CHECKING:
@@ -31,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--noise", type=Path, metavar="FILE", help="start from saved noise, as `sd35 invert -o` writes it"
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"whose numbers stand for what is not said: {' or '.join(NUMBERS)} (default reference)",
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -58,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--bits", type=int, default=8, help="8 (the default) or 16 bits a channel")
     add_prompts(parser)
-    add_settings(parser, "sampling", Settings)
+    add_settings(parser, "pictures in", PictureSettings, but=OF_ALL)
+    add_control(parser)
+    add_settings(parser, "sampling", Settings, but=table(PictureSettings))
     add_model(parser)
 
 
@@ -69,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
     from ..saved.write import check_output
     from ..tasks.generate import Generation
 
-    request = request_of(args)
-    settings = request.settings
+    given = Asked.of(args)
+    settings = given.request().settings  # what can be refused without looking for the model is refused now
     path = args.output or Path(default_name(settings))
     check_pictures(path, settings.images, overwrite=args.overwrite, bits=args.bits)
     if args.save_latents is not None:
@@ -78,11 +91,13 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         check_output([args.report], suffix=".html", overwrite=args.overwrite)
 
-    pipe = load_pipeline(args, settings)
+    found = found_model(args, settings)
+    request = given.request(found.variant)
+    pipe = load_pipeline(args, request.settings, found=found)
     generation = Generation(pipe, request, bar="" if sys.stderr.isatty() else None)
+    tell(generation.notes)
     recording = None if args.report is None else Recorder(pipe, generation).run()
     result = generation.run() if recording is None else recording.result
-    tell(result.notes)
     for saved in result.save(path, overwrite=args.overwrite, metadata=not args.no_metadata, bits=args.bits):
         print(saved)
     if args.save_latents is not None:
@@ -92,23 +107,47 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def request_of(args: argparse.Namespace) -> "Generate":
-    """What was asked for, checked as far as it can be without the model.
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for on the command line."""
 
-    Raises:
-        ValueError: there are two sources of prompts; and as `Generate.of` and `read_settings`.
-    """
-    from ..errors import SettingsError
-    from ..saved.png import read_settings
-    from ..tasks.generate import Generate
+    prompt: Any
+    given: Mapping[str, Any]
+    base: Settings | None
+    noise: Path | None
+    preset: str | None
 
-    prompt = prompt_of(args)
-    if prompt is not None and args.prompts_file is not None:
-        raise SettingsError("there is a prompt and a file of prompts: give one of them")
-    if args.prompts_file is not None:
-        prompt = read_prompts(args.prompts_file)
-    base = None if args.from_image is None else read_settings(args.from_image)
-    return Generate.of(prompt, given_settings(args, Settings), base=base, noise=args.noise)
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Asked":
+        """Read it, with the prompts and the settings that files hold.
+
+        Raises:
+            ValueError: there are two sources of prompts; and as `read_settings`.
+        """
+        from ..errors import SettingsError
+        from ..saved.png import read_settings
+
+        prompt = prompt_of(args)
+        if prompt is not None and args.prompts_file is not None:
+            raise SettingsError("there is a prompt and a file of prompts: give one of them")
+        if args.prompts_file is not None:
+            prompt = read_prompts(args.prompts_file)
+        base = None if args.from_image is None else read_settings(args.from_image)
+        given = {**given_settings(args, Settings), **given_control(args)}
+        return cls(prompt, given, base, args.noise, args.preset)
+
+    def request(self, variant: str = "") -> "Generate":
+        """The request, checked as far as it can be without the model's weights; see `Generate.of`."""
+        from ..tasks.generate import Generate
+
+        return Generate.of(
+            self.prompt,
+            self.given,
+            base=self.base,
+            noise=self.noise,
+            variant=variant,
+            preset=self.preset,
+        )
 
 
 def read_prompts(name: str) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..methods import Inverting
 from ..settings import NOT_TAKEN, Settings
+from .control import OF_ALL, add_control, given_control
 from .model import add_model, load_pipeline
 from .options import add_prompts, add_settings, given_settings, prompt_of, tell
 
@@ -31,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_prompts(parser)
     add_settings(parser, "inversion", Inverting)
-    add_settings(parser, "sampling", Settings, but=NOT_TAKEN)
+    add_control(parser)
+    add_settings(parser, "sampling", Settings, but=(*NOT_TAKEN, *OF_ALL))
     add_model(parser)
 
 
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from ..tasks.invert import Invert, invert
 
     check_output([args.output], suffix=".safetensors", overwrite=args.overwrite)
-    given = {**given_settings(args, Inverting), **given_settings(args, Settings)}
+    given = {**given_settings(args, Inverting), **given_settings(args, Settings), **given_control(args)}
     request = Invert.of(args.input, prompt_of(args), given, noise=args.noise)
     pipe = load_pipeline(args, request.settings, dtype=request.dtype)
     inverted = invert(pipe, request, progress=sys.stderr.isatty())

@@ -9,6 +9,7 @@ from .options import tell
 if TYPE_CHECKING:
     import torch
 
+    from ..found import Found
     from ..pipeline import Pipeline
     from ..settings import Settings
 
@@ -49,18 +50,32 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def found_model(args: argparse.Namespace, settings: "Settings") -> "Found":
+    """Look for what the options ask for; and where they are silent, what a picture was made with."""
+    from ..found import find
+
+    made = settings.made_with
+    with_t5 = made.get("t5") != "no" if args.t5 is None else args.t5 is not False
+    chosen = {name: getattr(args, name) or made.get(f"{name}_source") for name in SOURCES}
+    options: dict[str, Any] = {name: place for name, place in chosen.items() if place}
+    options |= {} if with_t5 else {"t5": False}
+    return find(args.model or settings.model or "tiny", **options)
+
+
 def load_pipeline(
     args: argparse.Namespace,
     settings: "Settings",
     *,
+    found: "Found | None" = None,
     dtype: str | None = None,
     blocks: Iterable[int] = (),
 ) -> "Pipeline":
-    """Load what `add_model`'s options ask for; and where they are silent, what a picture was made with.
+    """Load the model of `found_model`.
 
     Args:
         args: the parsed arguments.
         settings: of what is to be drawn. Those of an earlier picture say what that was made with.
+        found: what `found_model` gave, where it was asked already.
         dtype: in place of the picture's.
         blocks: numbers of joint blocks that are to be looked into.
 
@@ -69,21 +84,19 @@ def load_pipeline(
     """
     from ..attention import check_blocks
     from ..device import as_device, as_dtype
-    from ..found import find
     from ..loading import check_loras, load_found
     from ..size import check_size
+    from ..tasks.steer import find_control
 
     made = settings.made_with
     device = as_device(args.device)
-    with_t5 = made.get("t5") != "no" if args.t5 is None else args.t5 is not False
-    chosen = {name: getattr(args, name) or made.get(f"{name}_source") for name in SOURCES}
-    options: dict[str, Any] = {name: place for name, place in chosen.items() if place}
-    options |= {} if with_t5 else {"t5": False}
-    found = find(args.model or settings.model or "tiny", **options)
+    found = found or found_model(args, settings)
     width, height = settings.width or found.size.width, settings.height or found.size.height
     check_size(width, height, found.mmdit, found.vae)
     check_blocks(blocks, found.mmdit.depth)
     check_loras(found, settings.loras or ())
+    for control in settings.control or ():
+        find_control(control, found.mmdit)
     pipe = load_found(
         found, device, as_dtype(args.dtype or dtype) or _dtypes(made), one_by_one=args.one_by_one
     )

@@ -24,13 +24,19 @@ def add_settings(
         request: whose table.
         but: settings that this command does not have.
     """
-    group = parser.add_argument_group(title)
-    for name, told in table(request).items():
+    names = [name for name in table(request) if name not in but]
+    add_options(parser.add_argument_group(title), request, names)
+
+
+def add_options(group: Any, request: type, names: Iterable[str]) -> None:
+    """An option in a group for each of some settings of a request."""
+    told_of = table(request)
+    for name, told in ((name, told_of[name]) for name in names):
         nested = told.kind.argument.get("of")
         if nested is not None:
             for inner, one in table(nested).items():
                 _add_option(group, f"{name}.{inner}", inner, one, default_of(nested, inner))
-        elif told.is_option and name not in but:
+        elif told.is_option:
             _add_option(group, name, name, told, default_of(request, name))
 
 

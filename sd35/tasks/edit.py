@@ -6,18 +6,15 @@ The mathematics of two of them is `flow.flow_edit`, and `flow.toward_noise` with
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 import flow
 from flow import Companion
 from flow.solvers.runge_kutta import SLOPES
 from textenc.prompt import PromptLike
-from vae.image import to_pil
 
 from .. import fields
 from ..device import as_dtype
@@ -27,11 +24,22 @@ from ..methods import Editing
 from ..model import Model
 from ..noise import draw_noise, generators
 from ..prompts import Prompts
-from ..saved.png import save_pictures
 from ..settings import Settings, settings_of
-from ..velocity import GuidedVelocity, velocity_of
+from ..velocity import Condition, GuidedVelocity, velocity_of
+from .edited import Edited
+from .inputs import NOTHING, Inputs
 from .invert import Invert, find_noise, notes_of
-from .source import Data, Source, open_source, same_flow, settings_for, source_settings, split_by_table
+from .source import (
+    Data,
+    Source,
+    control_inputs,
+    open_source,
+    same_flow,
+    settings_for,
+    source_settings,
+    split_by_table,
+)
+from .steer import steer
 from .steps import take_steps
 
 OF_TARGET = ("seed", "guidance_scale", "guidance", "negative")
@@ -54,6 +62,8 @@ class Edit(Editing):
     """What is wanted."""
     companion: Companion | None = None
     """Of a reversible solver, for the method inversion at strength 1."""
+    inputs: Inputs = NOTHING
+    """The pictures of the ControlNets of both halves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +104,8 @@ class Edit(Editing):
         own, shared = split_by_table(cls, dict(given or {}))
         if source_prompt is not None:
             own["source_prompt"] = source_prompt
-        source = open_source(data)
+        source = open_source(data, shared)
+        shared, inputs = control_inputs(source, shared)
         before = source_settings(source, _of_source(source, own, shared))
         target = {name: value for name, value in shared.items() if name in OF_TARGET}
         after = settings_of({"seed": before.seed or 0, **target, "prompts": prompt}, before)
@@ -108,7 +119,7 @@ class Edit(Editing):
             and same_flow(before, source.saved)
         ):
             companion = source.companion
-        request = cls(source=source, before=before, after=after, companion=companion, **own)
+        request = cls(source=source, before=before, after=after, companion=companion, inputs=inputs, **own)
         fields.refuse_idle(request, own)
         request.refuse_idle(shared)
         return request
@@ -186,33 +197,6 @@ def _of_source(source: Source, own: Mapping[str, Any], shared: Mapping[str, Any]
     return given
 
 
-@dataclass(frozen=True)
-class Edited:
-    """Pictures that were edited. Tensors are float32 on the CPU."""
-
-    image: Tensor
-    """(B, 3, H, W), nominally in [-1, 1]."""
-    latents: Tensor
-    """(B, 16, h, w)."""
-    settings: Settings
-    """Of the second half, with the other prompt. They do not make the picture again by themselves."""
-    notes: tuple[str, ...] = ()
-    """What a user should know: where the inversion did not converge, or nothing pulls toward the picture."""
-
-    @cached_property
-    def images(self) -> list[Image.Image]:
-        """The pictures, B of them, in 8 bits."""
-        return [to_pil(image) for image in self.image]
-
-    def save(self, path: str | Path, *, overwrite: bool = False, bits: int = 8) -> list[Path]:
-        """Write the pictures as PNG; as `Result.save`, without settings, which could not draw them again."""
-        return save_pictures(self.image, path, None, overwrite=overwrite, bits=bits)
-
-    def __repr__(self) -> str:
-        count, _, height, width = self.image.shape
-        return f"Edited({count} x {width} x {height}, {self.settings.prompts[0].text!r})"
-
-
 def edit(model: Model, request: Edit, *, progress: bool = False) -> Edited:
     """Draw pictures again under another prompt.
 
@@ -227,11 +211,15 @@ def edit(model: Model, request: Edit, *, progress: bool = False) -> Edited:
             latents = source.data.detach().float().to(model.device)
         else:
             latents = model.encode_image(source.image)
-        run = _Run(model, request, latents, before, after, widened, "inverting" if progress else None)
+        before, steering = steer(model, before, request.inputs)
+        after = replace(after, control=before.control)
+        bar = "inverting" if progress else None
+        run = _Run(model, request, latents, before, after, steering, widened, bar)
         ways = {"inversion": run.inversion, "flow_edit": run.flow_edit, "rf_inversion": run.rf_inversion}
         steps, notes = ways[request.method]()
         for step in take_steps(model, steps, request.sigmas, bar="" if progress else None):
             latents = step.x
+        notes = (*source.notes, *request.inputs.notes, *notes)
         return Edited(model.decode(latents).detach().cpu(), latents.detach().cpu(), after, notes)
 
 
@@ -248,6 +236,7 @@ class _Run:
     latents: Tensor
     before: Settings
     after: Settings
+    steering: Sequence[Condition]
     widened: torch.dtype | None
     bar: str | None
 
@@ -305,4 +294,4 @@ class _Run:
         return flow.SOLVERS[self.after.solver].run(velocity, x, sigmas, **self.after.solver_options)
 
     def _velocity(self, settings: Settings) -> GuidedVelocity:
-        return velocity_of(self.model.mmdit, settings, self.model.encode_each(settings))
+        return velocity_of(self.model.mmdit, settings, self.model.encode_each(settings), self.steering)

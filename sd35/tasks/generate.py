@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 
 import flow
-from flow import companion_of
+from flow import companion_of, interpolate
 from textenc import Encoding
 from textenc.prompt import PromptLike
 
 from ..errors import SettingsError
+from ..fitting import pasted
 from ..model import Model
 from ..noise import draw_noise, generators
+from ..presets import below_one, usual_numbers
 from ..saved.result import Result
 from ..saved.state import State
 from ..settings import LATENT, Settings, settings_of
-from ..velocity import velocity_of
+from ..velocity import Condition, velocity_of
+from .inpaint import beside, keeping, latents_of
+from .inputs import NOTHING, Inputs, check_inputs, take_inputs
+from .steer import steer
 from .steps import take_steps
 
 Noise: TypeAlias = Tensor | np.ndarray | State | str | Path
@@ -43,9 +48,21 @@ class Generate:
     settings: Settings
     noise: Tensor | None = None
     """(B, 16, h, w), float32 on the CPU; None draws it from the seed."""
+    inputs: Inputs = NOTHING
+    """The pictures that it starts from or is steered by."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the request itself."""
 
     def __post_init__(self) -> None:
         settings, noise = self.settings, self.noise
+        if bool(settings.image) != (self.inputs.image is not None):
+            raise SettingsError("these settings have an image, which was not read: use Generate.of")
+        check_inputs(self.inputs, settings)
+        if settings.mask and flow.SOLVERS[settings.solver].stochastic:
+            raise SettingsError(
+                f"{settings.solver} draws noise at every step, which what the mask keeps does not take part "
+                "in: choose a solver without"
+            )
         if noise is None and settings.seed is None:
             raise SettingsError("these settings have no seed, since their noise was given: pass noise=")
         if noise is not None and flow.SOLVERS[settings.solver].stochastic:
@@ -59,6 +76,8 @@ class Generate:
         *,
         base: Settings | None = None,
         noise: Noise | None = None,
+        variant: str = "",
+        preset: str | None = None,
     ) -> "Generate":
         """The request of what a user gave.
 
@@ -67,6 +86,8 @@ class Generate:
             given: settings by name.
             base: those of an earlier picture, in which they change what they name.
             noise: to begin with; it decides the size, and takes the place of a seed.
+            variant: the released model that it is for, whose own numbers stand where nothing is said.
+            preset: whose numbers these are, "reference" or "diffusers"; None is the reference's.
 
         Raises:
             SettingsError: no prompt, and what `Settings` and `Generate` refuse.
@@ -78,15 +99,20 @@ class Generate:
             raise SettingsError(
                 'what should be drawn? Give a prompt: sd35 generate "a red circle on the left"'
             )
+        numbers, notes = usual_numbers(given, variant, preset, saved=base is not None)
         if noise is None:
-            return cls(settings=settings_of(given, base))
+            given, inputs = take_inputs(given, base)
+            settings = settings_of(given, base, numbers)
+            return cls(settings=settings, inputs=inputs, notes=(*notes, *inputs.notes))
         noise = as_noise(noise)
         if given.get("seed") is not None:
             raise SettingsError("seed has no effect beside noise that is given: leave one of them out")
         if base is None or (base.width, base.height) == (None, None):
             sizes = dict(zip(("height", "width"), (LATENT * side for side in noise.shape[2:]), strict=True))
             given = sizes | given
-        return cls(settings=settings_of({**given, "seed": None}, base), noise=noise)
+        given, inputs = take_inputs(given, base)
+        settings = settings_of({**given, "seed": None}, base, numbers)
+        return cls(settings=settings, noise=noise, inputs=inputs, notes=(*notes, *inputs.notes))
 
 
 def as_noise(noise: Noise) -> Tensor:
@@ -126,8 +152,9 @@ class Generation:
         settings: complete, with the size and what the pictures are made with.
         encodings: for each image, its prompt as the transformer reads it; and then the negative prompt.
         velocity: velocity(x, sigma), guided.
-        sigmas: noise levels, (steps + 1,).
+        sigmas: the noise levels that are run, (steps + 1,); fewer from an image.
         noise: (B, 16, h, w), float32 on the CPU.
+        start: (B, 16, h, w), the state at the first level: the noise, or what of the image is under it.
     """
 
     def __init__(self, model: Model, request: Generate, *, bar: str | None = None) -> None:
@@ -141,17 +168,25 @@ class Generation:
         self.settings = settings = model.complete(request.settings)
         if request.noise is not None:
             model.check_noise(request.noise, settings)
+        self._request, inputs = request, request.inputs
+        self.settings, steering = steer(model, settings, inputs)
         self.encodings: list[Encoding] = model.encode_each(settings)
-        self.velocity = velocity_of(model.mmdit, settings, self.encodings)
-        self.sigmas = settings.sigmas
+        self.sigmas = settings.levels
         self._shape = model.latents_shape(settings.width, settings.height)
         self.noise: Tensor = (
             draw_noise(generators(settings.seeds), self._shape) if request.noise is None else request.noise
         )
+        conditions: list[Condition] = [*beside(model, inputs), *steering]
+        self.velocity: flow.Velocity = velocity_of(model.mmdit, settings, self.encodings, conditions)
+        self.start = self.noise
+        if inputs.image is not None:
+            latents = latents_of(model, inputs.image).cpu()
+            self.start = interpolate(latents.expand_as(self.noise), self.noise, self.sigmas[0])
+            self.velocity = keeping(self.velocity, model, settings, inputs, latents, self.noise)
 
     def __len__(self) -> int:
-        """How many steps the schedule has."""
-        return self.settings.steps
+        """How many steps are run."""
+        return len(self.sigmas) - 1
 
     def __iter__(self) -> Iterator[flow.Step]:
         """Run the solver, one step at a time.
@@ -165,7 +200,7 @@ class Generation:
         if solver.stochastic:
             options["generator"] = generators(self.settings.seeds)
             draw_noise(options["generator"], self._shape)  # they go on where the noise ended
-        steps = solver.run(self.velocity, self.noise.to(self._model.device), self.sigmas, **options)
+        steps = solver.run(self.velocity, self.start.to(self._model.device), self.sigmas, **options)
         for step in take_steps(self._model, steps, self.sigmas, bar=self._bar):
             self._last = step
             yield step
@@ -189,7 +224,8 @@ class Generation:
             for name, one in read
             if (found := NOTATION.search(one.prompts[0].text))
         ]
-        return (*cut, *marks)
+        low = below_one(self.settings.guidance_scale)
+        return (*self._request.notes, *([low] if low else []), *cut, *marks)
 
     def result(self) -> Result:
         """The pictures of the last step that was taken.
@@ -200,9 +236,12 @@ class Generation:
         """
         if self._last is None:
             raise RuntimeError("there is no result before the first step: iterate over the generation")
-        settings, latents = self.settings, self._last.x
+        settings, latents, inputs = self.settings, self._last.x, self._request.inputs
+        image = self._model.decode(latents).detach().cpu()
+        if settings.paste and inputs.image is not None and inputs.mask is not None:
+            image = pasted(image, inputs.image, inputs.mask, settings.feather)
         return Result(
-            image=self._model.decode(latents).detach().cpu(),
+            image=image,
             latents=latents.detach().cpu(),
             noise=self.noise,
             settings=settings,

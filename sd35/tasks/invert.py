@@ -11,14 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import flow
 from flow import Closeness, Companion, Report, closeness
 from flow.inverse.invert import undoes
 from textenc.prompt import PromptLike
-from vae.image import to_uint8
-from vae.refine import refine
 
 from .. import fields
 from ..device import as_dtype
@@ -29,12 +26,21 @@ from ..noise import draw_noise, generators
 from ..saved.state import State
 from ..settings import Settings
 from ..velocity import GuidedVelocity, velocity_of
+from .coding import latents_of
 from .generate import Noise, as_noise
-from .source import Data, Source, differences, open_source, settings_for, source_settings, split_by_table
+from .inputs import NOTHING, Inputs
+from .source import (
+    Data,
+    Source,
+    control_inputs,
+    differences,
+    open_source,
+    settings_for,
+    source_settings,
+    split_by_table,
+)
+from .steer import steer
 from .steps import take_steps
-
-IMAGE_RANGE = 2.0
-"""Of an image, from -1 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,8 @@ class Invert(Inverting):
     """What a reversible solver left: with it "exact" undoes the generation; other methods do not use it."""
     noise: Tensor | None = None
     """The true noise, where it is known, to compare with."""
+    inputs: Inputs = NOTHING
+    """The pictures of its ControlNets."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +96,8 @@ class Invert(Inverting):
         own, of_generation = split_by_table(cls, dict(given or {}))
         if prompt is not None:
             of_generation["prompts"] = prompt
-        source = open_source(data)
+        source = open_source(data, of_generation)
+        of_generation, inputs = control_inputs(source, of_generation)
         settings = source_settings(source, of_generation)
         if noise is None and settings.seed is None:
             noise = source.noise
@@ -97,6 +106,7 @@ class Invert(Inverting):
             settings=settings,
             companion=companion or source.companion,
             noise=None if noise is None else as_noise(noise),
+            inputs=inputs,
             **own,
         )
         fields.refuse_idle(request, own)
@@ -202,8 +212,9 @@ def invert(model: Model, request: Invert, *, progress: bool = False) -> Inverted
         model.check_noise(request.noise, settings)
     with model.at_least(as_dtype(request.dtype)) as widened:
         encodings = model.encode_each(settings)
-        velocity = velocity_of(model.mmdit, settings, encodings)
-        latents, losses = _latents(model, source, request.refine_steps, progress=progress)
+        settings, steering = steer(model, settings, request.inputs)
+        velocity = velocity_of(model.mmdit, settings, encodings, steering)
+        latents, losses = latents_of(model, source, request.refine_steps, progress=progress)
         bar = "inverting" if progress else None
         found, report = find_noise(model, velocity, latents, settings, settings.sigmas, request, bar=bar)
         if request.measure:
@@ -226,29 +237,8 @@ def invert(model: Model, request: Invert, *, progress: bool = False) -> Inverted
         settings=settings,
         report=report,
         losses=losses,
-        notes=(*other, *notes),
+        notes=(*source.notes, *request.inputs.notes, *other, *notes),
     )
-
-
-def _latents(
-    model: Model, source: Source, refine_steps: int, *, progress: bool
-) -> tuple[Tensor, dict[str, Closeness]]:
-    """The latents of a source, and what the coding of its pictures loses."""
-    if source.image is None:
-        return source.data.detach().float().to(model.device), {}
-    image = source.image.detach().float().to(model.device)
-    latents = model.encode_image(image)
-    decoded = model.decode(latents).clamp(-1, 1)
-    losses = {"encoder": closeness(decoded, image, IMAGE_RANGE)}
-    if refine_steps:
-        steps = refine(model.vae, image, latents, steps=refine_steps)
-        for step in tqdm(steps, desc="refining", total=refine_steps, unit="step", disable=not progress):
-            latents = step.latents.detach()
-        decoded = model.decode(latents).clamp(-1, 1)
-        losses["refined"] = closeness(decoded, image, IMAGE_RANGE)
-    rounded = to_uint8(decoded).float() / 127.5 - 1
-    losses["rounding"] = closeness(rounded, decoded.detach(), IMAGE_RANGE)
-    return latents, losses
 
 
 def find_noise(

@@ -1,5 +1,6 @@
 """What is given to be inverted or edited, what it tells of how it was made, and whether the two fit."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,11 +13,14 @@ from flow import Closeness, Companion
 
 from .. import fields
 from ..errors import SettingsError
+from ..fitting import fitted, nearest_size
 from ..images import Picture, as_image
 from ..model import Model
+from ..opening import open_pictures
 from ..saved.png import read_settings
 from ..saved.state import State
 from ..settings import LATENT, NOT_TAKEN, SIZE_UNIT, Settings, settings_of
+from .inputs import Inputs, take_inputs
 
 Data: TypeAlias = Picture | State
 """Pictures, latents (B, 16, h, w), a saved state, or the path of a picture or of a state."""
@@ -37,6 +41,8 @@ class Source:
     companion: Companion | None = None
     noise: Tensor | None = None
     name: str = "this picture"
+    notes: tuple[str, ...] = ()
+    """What was changed to read it, and what of its own generation is not taken."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,19 +63,26 @@ class Source:
         return data
 
 
-def open_source(data: Data) -> Source:
+def open_source(data: Data, given: Mapping[str, Any] | None = None) -> Source:
     """Tell pictures from latents, read what files hold, and see that the size is one that is drawn.
+
+    Args:
+        data: as a user has it.
+        given: settings by name, of which `fit`, `width` and `height` bring a picture to a size.
 
     Raises:
         OSError: there is no such file.
         SettingsError: a state without latents, a size that no generation has, or neither picture nor latents.
     """
+    given = given or {}
     if isinstance(data, str | Path):
-        return _read(Path(data))
+        return _drawn_from_noise(_read(Path(data), given))
     if isinstance(data, State):
         if data.latents is None:
             raise SettingsError("this state holds noise and no latents: there is nothing to invert")
-        return Source(None, data.latents, data.settings, data.companion, data.noise, "this state")
+        return _drawn_from_noise(
+            Source(None, data.latents, data.settings, data.companion, data.noise, "this state")
+        )
     if isinstance(data, np.ndarray) and data.ndim == 4:
         data = torch.from_numpy(data)
     if isinstance(data, Tensor):
@@ -81,24 +94,48 @@ def open_source(data: Data) -> Source:
         if data.shape[1] != 3:
             _check_sides(data, LATENT)
             return Source(None, data, name="these latents")
-    image = as_image(data)
+    return _sized(data, given, "this picture")
+
+
+def _sized(data: Any, given: Mapping[str, Any], name: str) -> Source:
+    """Pictures, brought to a size where that is asked for."""
+    opened = open_pictures(data, name)
+    image = torch.cat([one.data for one in opened]) if isinstance(data, str | Path) else as_image(data)
+    notes = tuple(dict.fromkeys(note for one in opened for note in one.notes))
+    if (how := given.get("fit")) is not None:
+        width, height = nearest_size(image)
+        width, height = given.get("width") or width, given.get("height") or height
+        own = f"{image.shape[3]} x {image.shape[2]}"
+        notes = (*notes, f"{name}: brought from {own} to {width} x {height} ({how})")
+        image = fitted(image.float().cpu(), width, height, how)
     _check_sides(image)
-    return Source(image, None)
+    return Source(image, None, name=name, notes=notes)
 
 
-def _read(path: Path) -> Source:
+def _drawn_from_noise(source: Source) -> Source:
+    """What a generation from an image came from is not asked for: a way from noise alone is."""
+    if source.saved is None or not source.saved.image:
+        return source
+    note = (
+        f"{source.name} was drawn from another picture: the noise that is found is what would draw it from "
+        "noise alone, and not the noise that was put on that one"
+    )
+    saved = source.saved.without_image()
+    return replace(source, saved=saved, companion=None, noise=None, notes=(*source.notes, note))
+
+
+def _read(path: Path, given: Mapping[str, Any]) -> Source:
     if path.suffix == ".safetensors":
         state = State.load(path)
         if state.latents is None:
             raise SettingsError(f"{path} holds noise and no latents: there is nothing to invert")
         return replace(open_source(state), name=str(path))
-    image = as_image(path)
-    _check_sides(image)
+    source = _sized(path, given, str(path))
     try:
         saved = read_settings(path)
     except SettingsError:  # a picture from elsewhere: whoever asks has to tell
         saved = None
-    return Source(image, None, saved, name=str(path))
+    return replace(source, saved=saved)
 
 
 def _check_sides(data: Tensor, factor: int = 1) -> None:
@@ -106,8 +143,25 @@ def _check_sides(data: Tensor, factor: int = 1) -> None:
     if height % SIZE_UNIT or width % SIZE_UNIT:
         raise SettingsError(
             f"a picture of {width} x {height} is none of this model's: its sides must be multiples of "
-            f"{SIZE_UNIT}. vae.image.fit scales and crops, but no generation ended there"
+            f"{SIZE_UNIT}. --fit crop, pad or stretch (fit=) brings it to one, but no generation ended there"
         )
+
+
+def control_inputs(source: Source, given: dict[str, Any]) -> tuple[dict[str, Any], Inputs]:
+    """The ControlNets of a source's generation, or those that are given: records in `given`, and pictures.
+
+    Raises:
+        SettingsError: as `take_inputs`; or a size is given, and nothing is to be brought to it.
+    """
+    width, height = source.size
+    fit = given.get("fit")
+    if fit is None and (named := [name for name in ("width", "height") if given.get(name) is not None]):
+        raise SettingsError(
+            f"{', '.join(named)}: that is told by the picture itself; leave it out, or give fit"
+        )
+    taken, inputs = take_inputs({**given, "width": width, "height": height}, source.saved)
+    left_out = ("width", "height") if inputs.controls else ("width", "height", "fit")
+    return {name: value for name, value in taken.items() if name not in left_out}, inputs
 
 
 def source_settings(source: Source, given: dict[str, Any]) -> Settings:

@@ -158,7 +158,7 @@ def by_command(task: str, given: dict[str, Any], picture) -> Any:
     }[task]
     args = parser_of(task).parse_args([*words, *spelled(task, given)])
     if task == "generate":
-        return generate.request_of(args)
+        return generate.Asked.of(args).request()
     own = given_settings(args, Inverting if task == "invert" else Editing) | given_settings(args, Settings)
     if task == "invert":
         return Invert.of(args.input, prompt_of(args), own)

@@ -1,0 +1,126 @@
+"""The numbers that each released model is drawn with, by whom.
+
+"reference" is the table of settings in Stability's own code; "diffusers" what the models' cards run its
+pipelines with, since the pipelines' own defaults (28 steps, scale 7) are the same for all models.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from .errors import SettingsError
+from .guidance import Guidance
+
+WhoseNumbers = Literal["reference", "diffusers"]
+
+_MULTISTEP = {"solver": "dpmpp_2m", "schedule_shift": 3.0}
+_SKIPPING = Guidance(skip_layer="reference")  # pyright: ignore[reportArgumentType]
+_EULER = {"solver": "euler", "schedule_shift": 3.0}
+
+NUMBERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "reference": {
+        "sd3-medium": {"steps": 50, "guidance_scale": 5.0, **_MULTISTEP, "schedule_shift": 1.0},
+        "sd3.5-medium": {"steps": 50, "guidance_scale": 5.0, **_MULTISTEP, "guidance": _SKIPPING},
+        "sd3.5-large": {"steps": 40, "guidance_scale": 4.5, **_MULTISTEP},
+        "sd3.5-large-turbo": {"steps": 4, "guidance_scale": 1.0, **_EULER},
+    },
+    "diffusers": {
+        "sd3-medium": {"steps": 28, "guidance_scale": 7.0, **_EULER},
+        "sd3.5-medium": {"steps": 40, "guidance_scale": 4.5, **_EULER},
+        "sd3.5-large": {"steps": 28, "guidance_scale": 3.5, **_EULER},
+        "sd3.5-large-turbo": {"steps": 4, "guidance_scale": 1.0, **_EULER},  # 0.0 there, which means none
+    },
+}
+"""Whose, of which model, which settings."""
+
+WITH_CONTROL = {"steps": 60, "guidance_scale": 3.5, "solver": "euler"}
+"""What the reference runs SD3.5-large with where a ControlNet steers it."""
+
+RULES: Mapping[str, Mapping[str, Any]] = {
+    "reference": {},
+    "diffusers": {
+        "schedule": "diffusers",
+        "policy": "diffusers",
+        "start_rule": "diffusers",
+        "control_rule": "diffusers",
+    },
+}
+"""How each rounds, reads prompts, begins and steers; "reference" is what is done where nothing is said."""
+
+
+def numbers_of(variant: str, preset: str | None, *, controlled: bool = False) -> dict[str, Any]:
+    """The settings that a model is drawn with where a user says nothing.
+
+    Args:
+        variant: of the model, as `weights.inspect` names it; of no other, only the rules are there.
+        preset: whose; None is the reference's.
+        controlled: whether a ControlNet steers.
+
+    Raises:
+        SettingsError: there is no such preset.
+    """
+    whose = preset or "reference"
+    if whose not in NUMBERS:
+        raise SettingsError(f"preset must be one of {', '.join(NUMBERS)}; got {preset!r}")
+    numbers = dict(NUMBERS[whose].get(variant, {}))
+    if controlled and whose == "reference" and variant == "sd3.5-large":
+        numbers |= WITH_CONTROL
+    return {**numbers, **RULES[whose]}
+
+
+def told(variant: str, preset: str | None, numbers: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """One line on what was taken from a preset; empty where nothing was."""
+    whose = preset or "reference"
+    taken = {name: value for name, value in numbers.items() if given.get(name) is None}
+    if not taken:
+        return ""
+    words = {
+        "steps": lambda value: f"{value} steps",
+        "guidance_scale": lambda value: "no guidance" if value == 1 else f"guidance scale {value:g}",
+        "guidance": lambda value: "skip-layer guidance",
+        "solver": str,
+        "schedule_shift": lambda value: f"shift {value:g}",
+    }
+    said = [words[name](value) for name, value in taken.items() if name in words]
+    said += [f"{name.replace('_', ' ')} {value}" for name, value in taken.items() if name not in words]
+    model = f"{variant} as {whose} runs it" if variant in NUMBERS[whose] else f"as {whose} does it"
+    return f"{model}: {', '.join(said)}; options override"
+
+
+def usual_numbers(
+    given: Mapping[str, Any], variant: str, preset: str | None, *, saved: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A model's own numbers where nothing else tells any, and the line that says so.
+
+    Args:
+        given: what a user said.
+        variant: of the model.
+        preset: whose.
+        saved: whether settings of an earlier picture tell all.
+
+    Raises:
+        SettingsError: there is no such preset, or it has no effect beside saved settings.
+    """
+    if saved:
+        if preset is not None:
+            raise SettingsError("a saved picture has numbers of its own: preset has no effect beside them")
+        return {}, ()
+    numbers = numbers_of(variant, preset, controlled=bool(given.get("control")))
+    scale = given.get("guidance_scale")
+    if (numbers.get("guidance_scale") if scale is None else scale) == 1:
+        numbers.pop("guidance", None)
+    line = told(variant, preset, numbers, given)
+    return numbers, (line,) if line else ()
+
+
+def below_one(guidance_scale: float) -> str:
+    """What a guidance scale below 1 is, for a user who may mean something else by it; else empty."""
+    if guidance_scale >= 1:
+        return ""
+    if guidance_scale == 0:
+        meaning = "the negative prompt alone is followed"
+    else:
+        meaning = "away from the prompt" if guidance_scale < 0 else "less of the prompt than without guidance"
+    return (
+        f"a guidance scale of {guidance_scale:g} means here: {meaning}. Diffusers calls no guidance 0 or "
+        "anything up to 1; here that is 1"
+    )

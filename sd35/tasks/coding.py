@@ -1,0 +1,35 @@
+"""The latents of pictures that are inverted, and what the autoencoder and eight bits lose."""
+
+from torch import Tensor
+from tqdm import tqdm
+
+from flow import Closeness, closeness
+from vae.image import to_uint8
+from vae.refine import refine
+
+from ..model import Model
+from .source import Source
+
+IMAGE_RANGE = 2.0
+"""Of an image, from -1 to 1."""
+
+
+def latents_of(
+    model: Model, source: Source, refine_steps: int, *, progress: bool
+) -> tuple[Tensor, dict[str, Closeness]]:
+    """The latents of a source, and what the coding of its pictures loses."""
+    if source.image is None:
+        return source.data.detach().float().to(model.device), {}
+    image = source.image.detach().float().to(model.device)
+    latents = model.encode_image(image)
+    decoded = model.decode(latents).clamp(-1, 1)
+    losses = {"encoder": closeness(decoded, image, IMAGE_RANGE)}
+    if refine_steps:
+        steps = refine(model.vae, image, latents, steps=refine_steps)
+        for step in tqdm(steps, desc="refining", total=refine_steps, unit="step", disable=not progress):
+            latents = step.latents.detach()
+        decoded = model.decode(latents).clamp(-1, 1)
+        losses["refined"] = closeness(decoded, image, IMAGE_RANGE)
+    rounded = to_uint8(decoded).float() / 127.5 - 1
+    losses["rounding"] = closeness(rounded, decoded.detach(), IMAGE_RANGE)
+    return latents, losses
