@@ -5,8 +5,8 @@ The shipped weights, autoencoder and transformer alike, are of one run on one H1
 
     python -m sd35.tiny.gpu --minutes 7.4 --output FOLDER
 
-    autoencoder     1,644 steps of 32 pictures, 124 s from the start; its decoder alone, 1,163 steps, 54 s
-    transformer     3,665 steps of 1,024 captions, 245 s, from 100,000 to 217,000 pictures' latents
+    autoencoder    1,644 steps of 32 pictures, 124 s from the start; its decoder alone, 1,163 steps, 54 s
+    transformer    3,665 steps of 1,024 captions, 245 s, on latents of 217,000 pictures
 
 Another machine's speed gives other weights, since a stage's length is a share of the time. A second run of 72
 seconds (`--resume FOLDER --seed 1`, 639 steps) was compared on 50 held-out prompts of one shape, judged right
