@@ -226,7 +226,7 @@ def invert(model: Model, request: Invert, *, progress: bool = False) -> Inverted
         settings=settings,
         report=report,
         losses=losses,
-        notes=(*other, *notes),
+        notes=(*source.notes, *other, *notes),
     )
 
 

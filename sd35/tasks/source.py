@@ -14,7 +14,7 @@ from .. import fields
 from ..errors import SettingsError
 from ..images import Picture, as_image
 from ..model import Model
-from ..saved.png import read_settings
+from ..saved.png import read_kept, read_settings
 from ..saved.state import State
 from ..settings import LATENT, NOT_TAKEN, SIZE_UNIT, Settings, settings_of
 
@@ -37,6 +37,8 @@ class Source:
     companion: Companion | None = None
     noise: Tensor | None = None
     name: str = "this picture"
+    notes: tuple[str, ...] = ()
+    """What a user should know of the file."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -98,7 +100,12 @@ def _read(path: Path) -> Source:
         saved = read_settings(path)
     except SettingsError:  # a picture from elsewhere: whoever asks has to tell
         saved = None
-    return Source(image, None, saved, name=str(path))
+    if saved is None:
+        return Source(image, None, name=str(path))
+    kept, note = read_kept(path, image)
+    if kept is not None:
+        return replace(open_source(kept), name=str(path))
+    return Source(image, None, saved, name=str(path), notes=() if note is None else (note,))
 
 
 def _check_sides(data: Tensor, factor: int = 1) -> None:
