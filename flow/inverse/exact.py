@@ -135,7 +135,6 @@ def _inverse(
 ) -> Iterator[InverseStep]:
     y, levels = as_float64(data), sigmas.tolist()
     lost = torch.zeros(len(data), dtype=torch.bool, device="cpu")  # samples that were given up in some step
-    error = torch.zeros(len(data), dtype=y.dtype, device=y.device)
     past: list[tuple[float, Tensor]] = []  # slopes of the last two steps inverted, and their sigmas
     for number in reversed(range(len(sigmas) - 1)):
         sigma, sigma_next = levels[number], levels[number + 1]
@@ -144,7 +143,6 @@ def _inverse(
         found = solve_step(trial.mean_slope, y, h, _extrapolated(past, sigma), tolerance, trials)
         past = [*past[-1:], (sigma, (y - found.x) / h)]
         y, lost = found.x, lost | found.lost.cpu()
-        error = found.growth * error + found.left
         report = StepReport(
             number,
             sigma,
@@ -154,7 +152,6 @@ def _inverse(
             tolerance,
             tuple(found.stretch.tolist()),
             made=tuple(trial.calls.tolist()),
-            error=tuple(error.tolist()),
         )
         yield InverseStep(y.to(data), report)
 

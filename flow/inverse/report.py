@@ -40,9 +40,6 @@ class StepReport:
 
     made: tuple[int, ...] | None = None
     """Per sample, calls of the velocity, where they differ."""
-    error: tuple[float, ...] | None = None
-    """Per sample, how far the state is expected to be from the generation's (root mean square): what each
-    step left, times how much each step above it stretched what its search met. An estimate, at no cost."""
 
     @property
     def converged(self) -> tuple[bool, ...]:

@@ -31,8 +31,6 @@ class Found:
     residual: Tensor  # (B,), the least that was measured
     stretch: Tensor  # (B,)
     lost: Tensor  # (B,), bool: given up
-    growth: Tensor  # (B,), by how much the step's inverse stretches what is wrong
-    left: Tensor  # (B,), how far x is expected to be from the step's true beginning, root mean square
 
 
 @dataclass
@@ -47,14 +45,6 @@ class _Iterates:
 
     def keep(self, kept: Tensor) -> None:
         self.xs, self.images = [x[kept] for x in self.xs], [image[kept] for image in self.images]
-
-    def growth(self) -> Tensor:
-        """How much the inverse of the step stretched the search's whole way, |Δx| / |ΔF|: (b,)."""
-        if len(self.xs) == 1:
-            return torch.ones_like(self.xs[0][:, 0])
-        moves = self.xs[-1] - self.xs[0]
-        pushes = moves - (self.images[-1] - self.images[0])
-        return moves.norm(dim=1) / pushes.norm(dim=1)
 
     def next(self) -> Tensor:
         """Anderson's update: the images, combined to make their residuals least (type II, no damping)."""
@@ -121,7 +111,7 @@ def solve_step(
     """
     start = y if guess is None else y - h * guess
     zeros = torch.zeros_like(y.flatten(1)[:, 0])
-    found = Found(start.clone(), zeros + math.inf, zeros + math.inf, zeros > 0, zeros + 1, zeros.clone())
+    found = Found(start.clone(), zeros + math.inf, zeros + math.inf, zeros > 0)
     search = _Search(start, torch.arange(len(y), device=y.device))
     for trial in range(trials):
         image = y[search.rows] - h * mean_slope(search.x, search.rows)
@@ -141,7 +131,6 @@ class _Search:
         self.iterates = _Iterates()
         self.best = start
         self.residual = self.least = self.mark = torch.full_like(start.flatten(1)[:, 0], math.inf)
-        self.before = self.least
         self.lost = torch.zeros_like(self.least, dtype=torch.bool)
         self.stalled = torch.zeros_like(self.least, dtype=torch.long)
 
@@ -151,11 +140,11 @@ class _Search:
         self.lost = ~(residual <= RUNAWAY * self.least)  # as NaN is
         is_better = ~self.lost & (residual < self.least)
         self.best = self.x.where(per_sample(is_better, image).bool(), self.best)
-        self.before, self.residual = self.residual, residual
+        self.residual = residual
         self.least = residual.where(is_better, self.least)
         usable = per_sample(~self.lost, image).bool()
         self.iterates.add(self.x.where(usable, 0).flatten(1), image.where(usable, 0).flatten(1))
-        self.last, self.x = self.x, self.iterates.next().reshape(image.shape)
+        self.x = self.iterates.next().reshape(image.shape)
         gains = self.least < 0.9 * self.mark
         self.stalled = (self.stalled + 1).where(~gains, 0)
         self.mark = self.least.where(gains, self.mark)
@@ -169,13 +158,9 @@ class _Search:
         found.residual[rows] = self.residual.where(converged, self.least)[done]
         found.stretch[rows] = self.iterates.stretch()[done]
         found.lost[rows] = self.lost[done]
-        found.growth[rows] = self.iterates.growth()[done]
-        moved = (self.x - self.last).flatten(1).square().mean(1).sqrt()
-        gained = (self.residual / self.before).clamp(max=1)
-        found.left[rows] = (moved * gained.where(converged, 1))[done]
 
     def keep(self, kept: Tensor) -> None:
         """Go on with these samples alone."""
-        for name in ("x", "rows", "best", "residual", "least", "mark", "before", "lost", "stalled"):
+        for name in ("x", "rows", "best", "residual", "least", "mark", "lost", "stalled"):
             setattr(self, name, getattr(self, name)[kept])
         self.iterates.keep(kept)

@@ -6,6 +6,7 @@ from .bitexact import bitexact, on_grid
 from .companion import Companion
 from .multistep import ab2, dpmpp_2m, fireflow, flow_dpmpp_2m
 from .reversible import leapfrog, reversible_heun
+from .rex import rex
 from .runge_kutta import euler, heun, midpoint, rk4
 from .stochastic import Transition, sde, transition
 from .table import SOLVERS, Solution, Solver, companion_of, integrate, solve
@@ -36,6 +37,7 @@ __all__ = [
     "obelm",
     "on_grid",
     "reversible_heun",
+    "rex",
     "rk4",
     "sde",
     "solve",

@@ -18,6 +18,7 @@ from .bitexact import bitexact, undo_bitexact
 from .companion import Companion, settings_of
 from .multistep import ab2, dpmpp_2m, fireflow, flow_dpmpp_2m
 from .reversible import leapfrog, reversible_heun, undo_leapfrog, undo_reversible_heun
+from .rex import rex, undo_rex
 from .runge_kutta import euler, heun, midpoint, rk4
 from .stochastic import sde
 from .two_step import bdia, obelm, undo_bdia, undo_obelm
@@ -34,7 +35,7 @@ class Solver:
     evaluations: int | None
     """Calls of the velocity per step; None where the solver decides as it goes."""
     startup: int
-    """Calls beside those, once, when falling to 0."""
+    """Calls beside those, once, when falling to 0; below 0 where the last step takes fewer."""
     summary: str
     """One line for a user."""
     undo: Callable[..., Iterator[Step]] | None = None
@@ -68,6 +69,7 @@ SOLVERS: Mapping[str, Solver] = MappingProxyType(
         ),
         "bdia": Solver(bdia, 1, 1, 0, "bidirectional: can be undone, to rounding", undo_bdia),
         "obelm": Solver(obelm, 2, 1, 0, "clipped O-BELM: can be undone, to rounding", undo_obelm),
+        "rex": Solver(rex, 1, 2, -1, "Rex, of Euler's method: can be undone, to rounding", undo_rex),
         "bitexact": Solver(
             bitexact, 2, 1, 1, "reversible Heun in integers: can be undone to the last bit", undo_bitexact
         ),

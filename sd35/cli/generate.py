@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the latents as safetensors, with what a reversible solver needs to return from them",
     )
     output.add_argument(
+        "--keep-latents",
+        action="store_true",
+        help="also keep the latents inside the picture, which then inverts as they do",
+    )
+    output.add_argument(
         "--report",
         type=Path,
         metavar="HTML",
@@ -78,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, load, draw and save; print the paths of the pictures."""
     from ..report import Recorder
-    from ..saved.png import check_pictures
+    from ..saved.png import check_keeping, check_pictures
     from ..saved.write import check_output
     from ..tasks.generate import Generation
 
@@ -86,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     settings = given.request().settings  # what can be refused without looking for the model is refused now
     path = args.output or Path(default_name(settings))
     check_pictures(path, settings.images, overwrite=args.overwrite, bits=args.bits)
+    if args.keep_latents:
+        check_keeping(settings, metadata=not args.no_metadata)
     if args.save_latents is not None:
         check_output([args.save_latents], suffix=".safetensors", overwrite=args.overwrite)
     if args.report is not None:
@@ -98,7 +105,13 @@ def run(args: argparse.Namespace) -> int:
     tell(generation.notes)
     recording = None if args.report is None else Recorder(pipe, generation).run()
     result = generation.run() if recording is None else recording.result
-    for saved in result.save(path, overwrite=args.overwrite, metadata=not args.no_metadata, bits=args.bits):
+    for saved in result.save(
+        path,
+        overwrite=args.overwrite,
+        metadata=not args.no_metadata,
+        bits=args.bits,
+        keep_latents=args.keep_latents,
+    ):
         print(saved)
     if args.save_latents is not None:
         print(result.state().save(args.save_latents, overwrite=args.overwrite))

@@ -1,13 +1,17 @@
 """The settings of a picture inside its PNG file.
 
 Two text chunks: `parameters`, the lines that many tools write and show, for people; and `sd35`, the JSON of
-`Settings`, from which the picture can be made again.
+`Settings`, from which the picture can be made again. A private chunk may hold the latents beside them, with a
+hash of the pixels that they were decoded to.
 """
 
+import hashlib
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
@@ -15,10 +19,13 @@ from vae.image import png_chunks, save_png16, to_pil, without_text
 
 from ..errors import SettingsError
 from ..settings import Settings
+from .state import State
 from .write import check_output, written
 
 CHUNK = "sd35"
 COMMON = "parameters"
+KEPT = b"sdLA"
+"""The chunk of kept latents: by its letters ancillary, private, not to be copied when pixels are changed."""
 
 
 def png_info(settings: Settings) -> PngImagePlugin.PngInfo:
@@ -73,6 +80,7 @@ def save_pictures(
     image: Tensor,
     path: str | Path,
     settings: Sequence[Settings] | None,
+    states: Sequence[State] | None = None,
     *,
     overwrite: bool = False,
     bits: int = 8,
@@ -83,6 +91,7 @@ def save_pictures(
         image: (B, 3, H, W), nominally in [-1, 1].
         path: of a single picture. Several are numbered: picture-000.png, picture-001.png.
         settings: of each picture, to be written into it; None leaves them out.
+        states: of each picture, to be written into it beside its settings; None leaves them out.
         overwrite: replace files that exist.
         bits: 8, or 16 for pictures that are to be inverted.
 
@@ -96,12 +105,67 @@ def save_pictures(
     paths = check_pictures(path, len(image), overwrite=overwrite, bits=bits)
     for index, one in enumerate(paths):
         info = None if settings is None else png_info(settings[index])
+        if info is not None and states is not None:
+            shown = quantised(image[index : index + 1], bits)
+            info.add(KEPT, pixels_hash(shown) + zlib.compress(states[index].to_bytes(), 9))
         with written(one, overwrite=overwrite) as temporary:
             if bits == 16:
                 save_png16(image[index], temporary, info)
             else:
                 to_pil(image[index]).save(temporary, format="PNG", pnginfo=info)
     return paths
+
+
+def check_keeping(settings: Settings, *, metadata: bool) -> None:
+    """See that latents can be kept in pictures.
+
+    Raises:
+        SettingsError: they cannot; see `Result.save`.
+    """
+    if not metadata:
+        raise SettingsError("latents are kept beside the settings: keep_latents needs metadata")
+    if settings.solver == "bitexact" and settings.images > 1 and settings.batch_size > 1:
+        raise SettingsError(
+            "to be undone to the last bit from its own file a picture must be drawn alone: batch_size 1"
+        )
+
+
+def quantised(image: Tensor, bits: int) -> Tensor:
+    """An image as it is read from a PNG of so many bits."""
+    most = 255 if bits == 8 else 65535
+    return ((image.float() + 1) / 2).clamp(0, 1).mul(most).round() / most * 2 - 1
+
+
+def pixels_hash(image: Tensor) -> bytes:
+    """SHA-256 of the pixels of an image, to 16 bits: 32 bytes."""
+    values = ((image + 1) / 2 * 65535).round().to(torch.int32).cpu().contiguous()
+    return hashlib.sha256(values.numpy().astype("<i4").tobytes()).digest()
+
+
+def read_kept(path: str | Path, image: Tensor) -> tuple[State | None, str | None]:
+    """The latents kept in a picture, where its pixels are still theirs.
+
+    Args:
+        path: of the picture.
+        image: as it was read, (1, 3, H, W).
+
+    Returns:
+        The state, or None; and what a user should know, or None.
+
+    Raises:
+        SettingsError: what is kept is damaged.
+    """
+    with Path(path).open("rb") as file:
+        held = next((data for name, data in png_chunks(file) if name == KEPT), None)
+    if held is None:
+        return None, None
+    if held[:32] != pixels_hash(image):
+        return None, f"{path} keeps latents, but its pixels are no longer theirs: the pixels are inverted"
+    try:
+        data = zlib.decompress(held[32:])
+    except zlib.error as error:
+        raise SettingsError(f"{path}: the latents kept in it are damaged: {error}") from error
+    return State.from_bytes(data, Path(path)), None
 
 
 def read_settings(path: str | Path) -> Settings:

@@ -11,7 +11,7 @@ from flow import Companion
 from vae.image import to_pil
 
 from ..settings import Settings
-from .png import save_pictures
+from .png import check_keeping, save_pictures
 from .state import State
 
 
@@ -38,7 +38,13 @@ class Result:
         return [to_pil(image) for image in self.image]
 
     def save(
-        self, path: str | Path, *, overwrite: bool = False, metadata: bool = True, bits: int = 8
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        metadata: bool = True,
+        bits: int = 8,
+        keep_latents: bool = False,
     ) -> list[Path]:
         """Write the pictures as PNG, with the settings of each; see `save_pictures`.
 
@@ -47,9 +53,19 @@ class Result:
             overwrite: replace files that exist.
             metadata: write the settings into the pictures.
             bits: 8, or 16 for pictures that are to be inverted.
+            keep_latents: also write into each picture the latents that it was decoded from, with what a
+                reversible solver needs: the file then inverts as the latents do, and one of `bitexact` to the
+                noise's very bits. Four bytes a latent value at most, and as much again for a companion.
+
+        Raises:
+            SettingsError: as `save_pictures`; or latents are kept without settings, or of pictures that were
+                drawn together, whose bits none of them has alone.
         """
+        if keep_latents:
+            check_keeping(self.settings, metadata=metadata)
+        states = [self.state().of(index) for index in range(len(self.image))] if keep_latents else None
         settings = [self.settings.of(index) for index in range(len(self.image))] if metadata else None
-        return save_pictures(self.image, path, settings, overwrite=overwrite, bits=bits)
+        return save_pictures(self.image, path, settings, states, overwrite=overwrite, bits=bits)
 
     def state(self) -> State:
         """The latents, with the companion of a reversible solver, as a state that can be saved.

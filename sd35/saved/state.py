@@ -1,13 +1,14 @@
 """Latents in a file, with all that it takes to undo the generation that they came from."""
 
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from flow import Companion
@@ -43,15 +44,32 @@ class State:
         """
         path = Path(path)
         check_output([path], suffix=".safetensors", overwrite=overwrite)
+        with written(path, overwrite=overwrite) as temporary:
+            temporary.write_bytes(self.to_bytes())
+        return path
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
         tensors = {"latents": self.latents, "noise": self.noise}
         metadata = {"format": FORMAT, "settings": self.settings.to_json()}
         if self.companion is not None:
             tensors |= {_COMPANION + name: tensor for name, tensor in self.companion.tensors.items()}
             metadata["companion"] = json.dumps(self.companion.settings, default=dict)
         present = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-        with written(path, overwrite=overwrite) as temporary:
-            save_file(present, temporary, metadata)
-        return path
+        return save(present, metadata)
+
+    def of(self, index: int) -> "State":
+        """What there is of image `index` alone; a companion's is that of the same generation done alone."""
+        one, companion = self.settings.of(index), self.companion
+        if companion is not None:
+            shape = [1, *companion.settings["shape"][1:]]
+            told = {**companion.settings, "shape": shape, "extra": one.flow}
+            tensors = {name: tensor[index : index + 1] for name, tensor in companion.tensors.items()}
+            companion = Companion(tensors, told)
+        latents, noise = (
+            None if tensor is None else tensor[index : index + 1] for tensor in (self.latents, self.noise)
+        )
+        return State(one, latents, noise, companion)
 
     @classmethod
     def load(cls, path: str | Path) -> "State":
@@ -70,6 +88,24 @@ class State:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise SettingsError(f"{path} cannot be read as safetensors: {error}") from error
+        return cls._of(tensors, metadata, path)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: Path) -> "State":
+        """Read what `to_bytes` wrote; the path is that of the file which held it, for messages.
+
+        Raises:
+            SettingsError: as `load`.
+        """
+        try:
+            tensors, (length,) = load(data), struct.unpack_from("<Q", data)
+            metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        except (SafetensorError, ValueError, struct.error) as error:
+            raise SettingsError(f"{path}: the latents kept in it cannot be read: {error}") from error
+        return cls._of(tensors, metadata, path)
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> "State":
         if metadata.get("format") != FORMAT:
             raise SettingsError(
                 f"{path} is no saved state ({FORMAT}), but of format {metadata.get('format')!r}: "

@@ -17,7 +17,7 @@ from ..fitting import fitted, nearest_size
 from ..images import Picture, as_image
 from ..model import Model
 from ..opening import open_pictures
-from ..saved.png import read_settings
+from ..saved.png import read_kept, read_settings
 from ..saved.state import State
 from ..settings import LATENT, NOT_TAKEN, SIZE_UNIT, Settings, settings_of
 from .inputs import Inputs, take_inputs
@@ -135,7 +135,12 @@ def _read(path: Path, given: Mapping[str, Any]) -> Source:
         saved = read_settings(path)
     except SettingsError:  # a picture from elsewhere: whoever asks has to tell
         saved = None
-    return replace(source, saved=saved)
+    if saved is None:
+        return source
+    kept, note = read_kept(path, source.data)
+    if kept is not None:
+        return replace(open_source(kept), name=str(path))
+    return replace(source, saved=saved, notes=source.notes if note is None else (*source.notes, note))
 
 
 def _check_sides(data: Tensor, factor: int = 1) -> None:

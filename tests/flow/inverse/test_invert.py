@@ -263,7 +263,9 @@ def test_only_exact_looks_at_a_companion(toy, noise_for):
         invert(toy(), there.x, sigmas(4), "nonsense", **given)
 
 
-@pytest.mark.parametrize("solver", [name for name, one in SOLVERS.items() if one.reversible])
+@pytest.mark.parametrize(
+    "solver", [name for name, one in SOLVERS.items() if one.reversible and name != "rex"]
+)
 def test_a_way_up_is_undone_too(solver, toy, generation):
     data, upward = generation[1], TABLE.flip(0)
     there = integrate(toy(), data, upward, solver)

@@ -1,4 +1,4 @@
-"""The search of the exact inverse: each sample stops by itself, and its error is foretold."""
+"""The search of the exact inverse: each sample stops by itself."""
 
 import torch
 from torch import Tensor

@@ -10,6 +10,7 @@ from flow.solvers.adaptive import stages
 
 DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]
 FIXED_STEP = [name for name in DETERMINISTIC if name != "dopri5"]
+CLIMBING = [name for name in SOLVERS if name != "rex"]  # which refuses a way up
 FINEST_GRID = {"bitexact": {"bits": 40}}  # so that the order shows, not the grid
 
 
@@ -29,6 +30,8 @@ def slope(errors):
 @pytest.mark.parametrize("name", FIXED_STEP)
 @pytest.mark.parametrize(("start", "end"), [(0.9, 0.1), (0.1, 0.9)])
 def test_order_of_convergence_on_a_nonlinear_field(name, start, end):
+    if start < end and name not in CLIMBING:
+        pytest.skip("no way up")
     x = torch.tensor([[0.5, 0.8], [1.0, 1.1]], dtype=torch.float64)
     errors = []
     for steps in (32, 64, 128):
@@ -63,7 +66,7 @@ def test_order_holds_down_to_zero_on_the_gaussian_flow(name, gaussian, noise_for
     assert slope(errors) > SOLVERS[name].order - 0.25
 
 
-@pytest.mark.parametrize("name", FIXED_STEP)
+@pytest.mark.parametrize("name", [name for name in FIXED_STEP if name in CLIMBING])
 def test_order_holds_upward_from_exactly_zero(name, gaussian, noise_for):
     x = gaussian.exact(noise_for(dtype=torch.float64), 1, 0)
     errors = []
@@ -74,7 +77,7 @@ def test_order_holds_upward_from_exactly_zero(name, gaussian, noise_for):
     assert slope(errors) > SOLVERS[name].order - 0.25
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", CLIMBING)
 def test_every_solver_climbs_the_reference_table_from_exactly_zero(name, gaussian, noise_for):
     noise, stochastic = noise_for(64), SOLVERS[name].stochastic
     generator = {"generator": torch.Generator().manual_seed(0)} if stochastic else {}

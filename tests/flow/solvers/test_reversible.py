@@ -11,8 +11,8 @@ ROUNDED = [name for name in PAIRS if name != "bitexact"]
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("guidance", [4.5, 7.0])
-def test_returns_in_float32_at_one_evaluation_a_step(name, guidance, toy, noise_for, counted):
-    noise, table, velocity = noise_for(), sigmas(28), counted(toy(guidance))
+def test_returns_in_float32_at_28_evaluations(name, guidance, toy, noise_for, counted):
+    noise, table, velocity = noise_for(), sigmas(28 // SOLVERS[name].evaluations), counted(toy(guidance))
     there = integrate(velocity, noise, table, name)
     assert velocity.calls <= 30
     found = inversion(velocity, there.x, table, solver=name, companion=there.companion)
@@ -36,10 +36,12 @@ def test_returns_in_float64_to_its_rounding(name, toy, noise_for):
     [torch.linspace(0.9, 0.2, 9), torch.linspace(0.1, 0.8, 9), sigmas(6).flip(0), sigmas(1), sigmas(2)],
 )
 def test_undoes_any_table_in_either_direction(name, table, gaussian, noise_for):
-    x, solver = noise_for(2), SOLVERS[name]
+    if name == "rex" and table[0] < table[-1]:
+        pytest.skip("rex has no way up")
+    x, solver, table = noise_for(2, dtype=torch.float64), SOLVERS[name], table.double()
     *_, end = solver.run(gaussian, x, table)
     back = list(solver.undo(gaussian, end.x, end.companion, table))
-    assert (back[-1].x - x).abs().max() < 1e-5
+    assert (back[-1].x - x).abs().max() < 1e-10
     assert [step.number for step in back] == list(reversed(range(len(table) - 1)))
     assert back[-1].sigma_next == table[0]
 
@@ -95,7 +97,8 @@ def test_the_generations_own_velocity_leads_back_to_a_beginning(name, guidance, 
     ids=["guidance", "dtype", "means"],
 )
 def test_another_velocity_does_not_and_is_told(name, other, toy, noise_for, counted):
-    noise, table, velocity = noise_for(8), sigmas(28), counted(toy(**other))
+    table = sigmas(28 // SOLVERS[name].evaluations)
+    noise, velocity = noise_for(8), counted(toy(**other))
     there = integrate(toy(), noise, table, name)
     found = inversion(velocity, there.x, table, solver=name, companion=there.companion)
     assert any("belongs to another velocity" in line for line in found.report.problems)
@@ -110,6 +113,7 @@ def test_another_velocity_does_not_and_is_told(name, other, toy, noise_for, coun
         ("leapfrog", {"damping": 0.5}, "above 0.5"),
         ("leapfrog", {"damping": 1.1}, "at most 1"),
         ("bdia", {"gamma": 0.5}, r"\[0.9, 1\]"),
+        ("rex", {"zeta": 0.5}, r"\[0.9, 1\]"),
         ("bitexact", {"bits": 60}, "8 ... 40"),
     ],
 )
@@ -130,3 +134,27 @@ def test_a_companion_that_does_not_fit_is_refused(name, toy, noise_for):
     cut = {key: value[:2] for key, value in last.companion.items()}
     with pytest.raises(FlowError, match="got"):
         solver.undo(toy(), x, cut, sigmas(4))
+
+
+def test_rex_is_eulers_step_at_its_twin_and_refuses_to_climb(toy, noise_for):
+    x, table = noise_for(2, dtype=torch.float64), sigmas(4).double()
+    steps = list(SOLVERS["rex"].run(toy(), x, table, zeta=1.0))
+    before = steps[0]
+    eulers = before.companion["twin"] + (table[2] - table[1]) * steps[1].velocity
+    kept = table[2] / table[1]
+    expected = kept * before.x + eulers - kept * before.companion["twin"]
+    torch.testing.assert_close(steps[1].x, expected, rtol=0, atol=1e-12)
+    with pytest.raises(FlowError, match="sigmas must fall"):
+        SOLVERS["rex"].run(toy(), x, table.flip(0))
+
+
+def test_a_tailed_table_brings_rex_and_leapfrog_nearer_to_the_flow(toy, true_flow):
+    """In 28 evaluations: 50 and 61 dB (measured), 34 and 56 on the reference table."""
+    noise, true = true_flow
+    for name, least in {"rex": 48, "leapfrog": 60}.items():
+        steps = 28 // SOLVERS[name].evaluations
+        near = {
+            preset: closeness(solve(toy(), noise, sigmas(steps, preset=preset), name), true).total_psnr
+            for preset in ("reference", "tailed")
+        }
+        assert near["tailed"] > max(least, near["reference"] + 4)

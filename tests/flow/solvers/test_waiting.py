@@ -50,6 +50,8 @@ def seen_by(velocity):
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name not in DECIDES])
 @pytest.mark.parametrize("table", [TABLE, TABLE.flip(0)], ids=["down", "up"])
 def test_no_step_looks(name, table, noise_for):
+    if name == "rex" and table[0] < table[-1]:
+        pytest.skip("no way up")
     generator = {"generator": torch.Generator().manual_seed(0)} if SOLVERS[name].stochastic else {}
     velocity, counts = seen_by(lambda x, sigma: 0.5 * x)
     steps = SOLVERS[name].run(velocity, noise_for(2).as_subclass(Remote), table, **generator)
