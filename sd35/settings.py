@@ -304,6 +304,6 @@ def settings_of(
     if isinstance(given.get("guidance"), Mapping):
         usual = PLAIN if base is None else base.guidance
         if base is None and numbers and given.get("guidance_scale", numbers.get("guidance_scale")) != 1:
-            usual = numbers.get("guidance", usual)
+            usual = Guidance(**numbers.get("guidance", {}))
         given["guidance"] = replace(usual, **given["guidance"])
     return fields.build(Settings, given, base, numbers)
