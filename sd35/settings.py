@@ -110,7 +110,9 @@ class Settings(PictureSettings):
         decides="start",
         may_be_none=True,
     )
-    steps: int = setting(28, Whole(1, MOST_STEPS), "steps of the solver", decides="flow")
+    steps: int = setting(
+        28, Whole(1, MOST_STEPS), "steps of the solver; released models have their own", decides="flow"
+    )
     guidance_scale: float = setting(
         4.5,
         Number(),
