@@ -92,7 +92,7 @@ PICTURES = (*table(PictureSettings), "width", "height")
 TASKS = {
     "generate": [*names_of(Settings, but=PICTURES), "width", "height"],
     "invert": names_of(Inverting, Settings, but=(*NOT_TAKEN, *PICTURES)),
-    "edit": names_of(Editing, Settings, but=(*NOT_TAKEN, *PICTURES)),
+    "edit": [*names_of(Editing), *names_of(Settings, but=(*NOT_TAKEN, *PICTURES))],
 }
 CASES = [(task, name) for task, names in TASKS.items() for name in names]
 
