@@ -77,8 +77,11 @@ def setting(
 
 
 def table(request: Any) -> dict[str, Field]:
-    """The settings of a request, or of its class, by name."""
-    return {one.name: one.metadata["setting"] for one in fields(request) if "setting" in one.metadata}
+    """The settings of a request, or of its class, by name: its own, and then what it inherits."""
+    own = vars(request if isinstance(request, type) else type(request)).get("__annotations__", {})
+    settings = [one for one in fields(request) if "setting" in one.metadata]
+    settings.sort(key=lambda one: one.name not in own)
+    return {one.name: one.metadata["setting"] for one in settings}
 
 
 def default_of(request: Any, name: str) -> Any:

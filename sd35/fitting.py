@@ -94,17 +94,17 @@ def latent_mask(mask: Tensor, rule: str) -> Tensor:
 
 
 def seam(mask: Tensor, feather: int) -> Tensor:
-    """How much of what was drawn is shown: 0 outside the mask, rising to 1 at 2 · `feather` pixels inside.
+    """How much of what was drawn is shown: 0 outside the mask, rising to 1 at `feather` pixels inside.
 
     Raises:
         SettingsError: the mask is so narrow that nothing would be shown in full.
     """
-    size = 2 * feather + 1
-    inside = -F.max_pool2d(-mask, size, stride=1, padding=feather)
-    shown = F.avg_pool2d(inside, size, stride=1, padding=feather, count_include_pad=False)
+    half = (feather + 1) // 2
+    inside = -F.max_pool2d(-mask, 2 * half + 1, stride=1, padding=half)
+    shown = F.avg_pool2d(inside, 2 * half + 1, stride=1, padding=half, count_include_pad=False)
     if float(shown.amax(dim=(1, 2, 3)).min()) < 1:
         raise SettingsError(
-            f"a seam of {feather} pixels on both sides leaves nothing of the mask to be seen in full: choose "
+            f"a seam of {feather} pixels on every side leaves nothing of the mask to be seen in full: choose "
             "a smaller feather, 0 for a hard edge"
         )
     return shown

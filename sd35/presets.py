@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from .errors import SettingsError
-from .guidance import Guidance
 
 WhoseNumbers = Literal["reference", "diffusers"]
 
 _MULTISTEP = {"solver": "dpmpp_2m", "schedule_shift": 3.0}
-_SKIPPING = Guidance(skip_layer="reference")  # pyright: ignore[reportArgumentType]
+_SKIPPING = {"skip_layer": "reference"}
 _EULER = {"solver": "euler", "schedule_shift": 3.0}
 
 NUMBERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {

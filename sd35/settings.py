@@ -89,7 +89,9 @@ class Settings(PictureSettings):
         decides="start",
         may_be_none=True,
     )
-    steps: int = setting(28, Whole(1, MOST_STEPS), "steps of the solver", decides="flow")
+    steps: int = setting(
+        28, Whole(1, MOST_STEPS), "steps of the solver; released models have their own", decides="flow"
+    )
     guidance_scale: float = setting(
         4.5,
         Number(),
@@ -311,7 +313,7 @@ def settings_of(
     if isinstance(given.get("guidance"), Mapping):
         usual = PLAIN if base is None else base.guidance
         if base is None and numbers and given.get("guidance_scale", numbers.get("guidance_scale")) != 1:
-            usual = numbers.get("guidance", usual)
+            usual = Guidance(**numbers.get("guidance", {}))
         given["guidance"] = replace(usual, **given["guidance"])
     if "schedule" in given:
         given["schedule"] = Schedule().check("schedule", given["schedule"])

@@ -28,6 +28,7 @@ SUMMARY = "draw pictures"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
+    parser.usage = "%(prog)s PROMPT [options]"
     parser.add_argument("prompt", nargs="?", help="what to draw")
     parser.add_argument(
         "--prompts-file", metavar="FILE", help="prompts, one in each line, empty lines aside; - reads stdin"

@@ -26,29 +26,25 @@ def add_settings(
     """
     names = [name for name in table(request) if name not in but]
     add_options(parser.add_argument_group(title), request, names)
+    for name in names:
+        nested = table(request)[name].kind.argument.get("of")
+        if nested is not None:
+            group = parser.add_argument_group(name)
+            for inner, one in table(nested).items():
+                _add_option(group, f"{name}.{inner}", inner, one, default_of(nested, inner))
 
 
 def add_options(group: Any, request: type, names: Iterable[str]) -> None:
     """An option in a group for each of some settings of a request."""
     told_of = table(request)
-    for name, told in ((name, told_of[name]) for name in names):
-        nested = told.kind.argument.get("of")
-        if nested is not None:
-            for inner, one in table(nested).items():
-                _add_option(group, f"{name}.{inner}", inner, one, default_of(nested, inner))
-        elif told.is_option:
-            _add_option(group, name, name, told, default_of(request, name))
+    for name in names:
+        if told_of[name].is_option:
+            _add_option(group, name, name, told_of[name], default_of(request, name))
 
 
 def _add_option(group: Any, dest: str, name: str, told: Field, default: Any) -> None:
     spelled = [told.option or f"--{name.replace('_', '-')}", *([told.also] if told.also else [])]
-    shown = (
-        ""
-        if default in (None, MISSING, "", ()) or isinstance(default, dict)
-        else f" (default {_shown(default)})"
-    )
-    if told.option == "" and not isinstance(default, int | float | str | tuple | None):
-        shown = _shown(default)
+    shown = "" if default in (None, MISSING, "", ()) or isinstance(default, dict) else _shown(default)
     text = (told.help + (f" (default {shown})" if shown else "")).replace("%", "%%")
     group.add_argument(*spelled, dest=dest, default=argparse.SUPPRESS, help=text, **told.kind.option())
 

@@ -131,8 +131,8 @@ def _recorded(
         "control": tuple(one.recorded for one in steering),
     }
     for name, record in records.items():
-        if record or name in taken:
-            taken[name] = record or None
+        if record or taken.get(name) is not None:  # what was given and is none takes the place of a saved one
+            taken[name] = record
     return taken
 
 

@@ -7,7 +7,10 @@ import torch
 from safetensors import safe_open
 
 import weights
+from mmdit import JointControlNet, JointControlNetConfig
 from weights import FitError, MissingComponent, SourceError, resolve
+from weights.keys import to_theirs
+from weights.layouts import JOINT_CONTROLNET
 from weights.recognise import foreign_model, recognise, unwrap
 
 ADAPTERS = Path(__file__).parents[2].parent / "shared" / "reference" / "adapters" / "lora"
@@ -120,10 +123,24 @@ def test_wrappers_around_official_prefixes_and_inside_keys(tmp_path, writers, pa
     assert weights.build_mmdit(inside).config == model.config
 
 
-def test_a_controlnet_with_a_text_stream_is_named(tmp_path, writers, parts):
-    state = writers["to_diffusers"]("controlnet", parts["controlnet"])
-    state["transformer_blocks.0.attn.add_q_proj.weight"] = torch.ones(128, 128)
+def test_a_controlnet_with_a_text_stream_is_one_of_joint_blocks(tmp_path, writers):
+    """Of an MM-DiT's keys in diffusers' layout, and two of its own; a part that is missing is named."""
+    config = JointControlNetConfig(
+        dim=64, depth=2, num_heads=1, pos_embed_size=4, context_dim=32, pooled_dim=24, control_channels=17
+    )
+    net = JointControlNet(config)
+    torch.nn.init.normal_(net.controlnet_blocks[1].weight)
+    recipes, unknown = to_theirs(net.state_dict(), JOINT_CONTROLNET)
+    assert unknown == []
+    state = {}
+    for name, recipe in recipes.items():
+        thirds = net.state_dict()[name].chunk(len(recipe.sources))
+        state |= {key: one.contiguous() for key, one in zip(recipe.sources, thirds, strict=True)}
     path = writers["write"](tmp_path / "c.safetensors", state)
-    with pytest.raises(FitError, match=r"text stream of their own .*not supported: those of stabilityai"):
-        weights.load_controlnet(path)
-    assert "T5" not in str(weights.inspect(path).components["controlnet"].misfits)
+    loaded = weights.load_controlnet(path)
+    assert loaded.config == config
+    assert all(torch.equal(loaded.state_dict()[name], one) for name, one in net.state_dict().items())
+    assert weights.inspect(path).components["controlnet"].layout == "diffusers"
+    del state["context_embedder.weight"]
+    with pytest.raises(FitError, match=r"context_embedder\.weight"):
+        weights.load_controlnet(writers["write"](tmp_path / "d.safetensors", state))

@@ -13,6 +13,7 @@ from sd35 import Guidance
 from sd35.cli import edit, generate, invert
 from sd35.cli.options import given_settings, prompt_of
 from sd35.fields import table
+from sd35.inputs import PictureSettings
 from sd35.methods import Editing, Inverting
 from sd35.settings import NOT_TAKEN, Settings
 from sd35.tasks.edit import Edit
@@ -88,10 +89,12 @@ def names_of(*requests: type, but: tuple[str, ...] = ()) -> list[str]:
     return found
 
 
+PICTURES = (*table(PictureSettings), "width", "height")
+"""Of pictures, which need each other: test_pictures.py has them."""
 TASKS = {
-    "generate": names_of(Settings),
-    "invert": names_of(Inverting, Settings, but=NOT_TAKEN),
-    "edit": names_of(Editing, Settings, but=NOT_TAKEN),
+    "generate": [*names_of(Settings, but=PICTURES), "width", "height"],
+    "invert": names_of(Inverting, Settings, but=(*NOT_TAKEN, *PICTURES)),
+    "edit": [*names_of(Editing), *names_of(Settings, but=(*NOT_TAKEN, *PICTURES))],
 }
 CASES = [(task, name) for task, names in TASKS.items() for name in names]
 
