@@ -1,11 +1,14 @@
 """The MM-DiT of Stable Diffusion 3 and 3.5, and the ControlNets that steer it."""
 
+from .compiled import compile_blocks, eager_blocks
 from .config import MMDiTConfig, ShapeError
 from .controlnet import ControlNet, ControlNetConfig
 from .embed import position_table, timestep_embedding
+from .flops import flops
 from .init import init_weights
 from .joint_controlnet import JointControlNet, JointControlNetConfig
 from .model import MMDiT, spread
+from .modulation import Released, crop_table, release_modulation
 
 __all__ = [
     "ControlNet",
@@ -14,9 +17,15 @@ __all__ = [
     "JointControlNetConfig",
     "MMDiT",
     "MMDiTConfig",
+    "Released",
     "ShapeError",
+    "compile_blocks",
+    "crop_table",
+    "eager_blocks",
+    "flops",
     "init_weights",
     "position_table",
+    "release_modulation",
     "spread",
     "timestep_embedding",
 ]

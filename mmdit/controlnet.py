@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import AdaLN, Mlp, Norm, SelfAttention, modulate
+from .blocks import AdaLN, Mlp, Norm, SelfAttention, add_gated, modulate
 from .config import Shapes, count_heads, count_layers, shape_of
-from .embed import TIMESTEP_CHANNELS, PatchEmbed, timestep_embedding
+from .embed import TIMESTEP_CHANNELS, PatchEmbed, as_sigma, compute_dtype, timestep_embedding
 from .model import MMDiT
 
 
@@ -107,8 +107,8 @@ class ControlBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens (B, N, D) and conditioning (B, D) to new tokens."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c)
-        x = x + gate * self.attn(modulate(self.norm1(x), shift, scale))
-        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+        x = add_gated(x, gate, self.attn(modulate(self.norm1(x), shift, scale)))
+        return add_gated(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
 
 class ControlNet(nn.Module):
@@ -143,7 +143,7 @@ class ControlNet(nn.Module):
         self,
         base: MMDiT,
         latents: Tensor,
-        sigma: Tensor,
+        sigma: Tensor | float,
         pooled: Tensor,
         control_latents: Tensor,
         *,
@@ -154,7 +154,7 @@ class ControlNet(nn.Module):
         Args:
             base: the MM-DiT that will take the residuals; its embeddings are used here.
             latents: what `base` is about to see, (B, C, h, w).
-            sigma: noise level in [0, 1], (B,).
+            sigma: noise level in [0, 1], (B,), or one number for all.
             pooled: the pooled text, (B, pooled_dim of the base).
             control_latents: the encoded control picture, shifted and scaled as latents are, with the
                 sides of `latents`; (B, C, h, w), or (1, C, h, w) for the whole batch.
@@ -168,7 +168,7 @@ class ControlNet(nn.Module):
             ValueError: the base is of another width, or a shape does not fit.
         """
         self._check(base, latents, pooled, control_latents)
-        dtype = self.pos_embed_input.proj.weight.dtype
+        dtype, sigma = compute_dtype(self), as_sigma(sigma, latents)
         if self.config.parallel:
             x, pooled = self.pos_embed(latents.to(dtype)), base.y_embedder(pooled.to(base.dtype))
         else:

@@ -4,6 +4,7 @@ SD3 paper (Esser et al. 2024, arXiv:2403.03206), section 4 and figure 2a; the si
 DiT (Peebles & Xie 2022, arXiv:2212.09748). Letters as in `blocks.py`.
 """
 
+from itertools import chain
 from math import log
 
 import torch
@@ -23,7 +24,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) to tokens (B, N, D), row by row."""
-        return rearrange(self.proj(latents), "b d h w -> b (h w) d")
+        # Contiguous: a transposed view would keep its strides through every block, and be copied in each.
+        return rearrange(self.proj(latents), "b d h w -> b (h w) d").contiguous()
 
 
 class Embedder(nn.Module):
@@ -46,7 +48,42 @@ class TimestepEmbedder(Embedder):
 
     def forward(self, sigma: Tensor, /, dtype: torch.dtype | None = None) -> Tensor:
         """Sigma (B,) in [0, 1] to (B, D), computed in `dtype`; None is that of the weights."""
-        return super().forward(timestep_embedding(sigma).to(dtype or next(self.parameters()).dtype))
+        return super().forward(timestep_embedding(sigma).to(dtype or compute_dtype(self)))
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype that a module computes in: that of its first float of 16 bits or more, else float32.
+
+    Not the dtype of some layer's `weight`, which a quantised layer in its place need not have, or has in
+    8 bits.
+    """
+    tensors = chain(module.parameters(), module.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point() and t.itemsize > 1), torch.float32)
+
+
+def as_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:
+    """One noise level for each sample of `like`, (B,), from that or from one for all.
+
+    Raises:
+        ValueError: it has another shape, or lies outside of [0, 1]. On a GPU the range is not looked at,
+            because the program would have to wait for the GPU in every step.
+    """
+    batch = len(like)
+    if not isinstance(sigma, Tensor):
+        sigma = torch.tensor(float(sigma), dtype=torch.float64)
+    if sigma.ndim > 1 or sigma.shape not in ((), (batch,)):
+        raise ValueError(
+            f"sigma must be one noise level a sample, ({batch},), or one for all, got {tuple(sigma.shape)}"
+        )
+    if sigma.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (float(end) for end in sigma.detach().aminmax())
+        if not 0 <= low <= high <= 1:
+            outside = low if not low >= 0 else high
+            raise ValueError(
+                f"sigma must be a noise level in [0, 1], where 1 is noise, got {outside:g}: it is not the "
+                "timestep, which is 1000 times sigma"
+            )
+    return sigma.to(like.device).expand(batch)
 
 
 def timestep_embedding(sigma: Tensor, channels: int = TIMESTEP_CHANNELS) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .blocks import AdaLN, JointBlock, Norm, modulate
 from .config import MMDiTConfig
-from .embed import Embedder, PatchEmbed, TimestepEmbedder, crop_positions
+from .embed import Embedder, PatchEmbed, TimestepEmbedder, as_sigma, crop_positions
 
 
 class FinalLayer(nn.Module):
@@ -70,7 +70,7 @@ class MMDiT(nn.Module):
     def forward(
         self,
         latents: Tensor,
-        sigma: Tensor,
+        sigma: Tensor | float,
         context: Tensor,
         pooled: Tensor,
         *,
@@ -82,7 +82,7 @@ class MMDiT(nn.Module):
         Args:
             latents: (B, C, h, w); h and w divisible by the patch size. A model for inpainting reads 2 C + 1
                 channels: the latents, a mask (1 where to draw), the latents of the picture without that.
-            sigma: noise level in [0, 1], (B,); float32 whatever the model's dtype.
+            sigma: noise level in [0, 1], (B,), or one number for all; float32 whatever the model's dtype.
             context: the text encoders' tokens, (B, M, context_dim).
             pooled: the pooled text, (B, pooled_dim).
             residuals: what a ControlNet adds to the image tokens, each (B, N, D) or None: one for every
@@ -94,9 +94,11 @@ class MMDiT(nn.Module):
             The velocity, (B, C, h, w), in the dtype of `latents`.
 
         Raises:
-            ValueError: a shape does not fit this model, or a skipped layer does not exist.
+            ValueError: a shape does not fit this model, a noise level is none (checked on a CPU alone, see
+                `as_sigma`), or a skipped layer does not exist.
         """
-        self._check(latents, sigma, context, pooled, skip_layers)
+        self._check(latents, context, pooled, skip_layers)
+        sigma = as_sigma(sigma, latents)
         depth, dtype = self.config.depth, self.dtype
         added = [None] * depth if residuals is None else spread(residuals, depth)
 
@@ -130,7 +132,6 @@ class MMDiT(nn.Module):
     def _check(
         self,
         latents: Tensor,
-        sigma: Tensor,
         context: Tensor,
         pooled: Tensor,
         skip_layers: Collection[int],
@@ -142,8 +143,6 @@ class MMDiT(nn.Module):
                 f"latents must be (B, {config.in_channels}, h, w) with h and w divisible by {patch}, "
                 f"got {tuple(latents.shape)}"
             )
-        if sigma.shape != (batch,):
-            raise ValueError(f"sigma must be one noise level a sample, ({batch},), got {tuple(sigma.shape)}")
         if context.ndim != 3 or context.shape[::2] != (batch, config.context_dim):
             expected = f"({batch}, M, {config.context_dim})"
             raise ValueError(f"context must be {expected}, got {tuple(context.shape)}")

@@ -11,6 +11,7 @@ Encoders are loaded, used and freed one after the other where the caller gives f
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -183,7 +184,9 @@ def assemble(clip_l: CLIPOutput, clip_g: CLIPOutput, t5: Tensor) -> tuple[Tensor
 def _run(encoder: nn.Module | Callable[[], nn.Module], tokens: list[Tokens]) -> Any:
     """Run one encoder; where it had to be loaded, the last reference to it ends here."""
     module = encoder if isinstance(encoder, nn.Module) else encoder()
-    device = next(module.parameters()).device
+    device = next(
+        chain(module.parameters(), module.buffers())
+    ).device  # a quantised module may have buffers alone
     return module(torch.tensor([one.ids for one in tokens], device=device))
 
 

@@ -1,11 +1,11 @@
 """The layers that the encoder and the decoder are made of.
 
 They come from VQGAN by way of latent diffusion (Rombach et al. 2021, arXiv:2112.10752, appendix
-G.2). Maps are (B, C, H, W) throughout. `channels_last` memory works: on a CPU it halves the time of a float32
-encode or decode, but torch's bfloat16 group norm has a slow backward in it, so train without.
-Attribute names are the checkpoint's; comments say what the odd ones mean.
+G.2). Maps are (B, C, H, W) throughout, in the memory order that `fast_order` chooses. Attribute names are
+the checkpoint's; comments say what the odd ones mean.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +16,18 @@ GROUPS = 32
 def group_norm(channels: int) -> nn.GroupNorm:
     """The autoencoder's normalisation: 32 groups, eps 1e-6 (not torch's 1e-5), affine."""
     return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+
+
+def fast_order(x: Tensor) -> Tensor:
+    """A map in the memory order in which convolutions are fastest, which all later maps then keep.
+
+    That is `channels_last` in 16 bits: up to 2.2 times faster on a CPU with AMX, and what tensor cores read.
+    In float32 it gives nothing on a CPU. Nor where gradients are asked for: torch's bfloat16 group norm has
+    a slow backward in it.
+    """
+    if x.itemsize > 2 or x.requires_grad:
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class ResnetBlock(nn.Module):
@@ -79,16 +91,53 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
+class UpsampledConv(nn.Conv2d):
+    """A 3x3 convolution of a map twice as large, in which every pixel of the input stands four times.
+
+    Of the nine pixels under the kernel, only four differ. So each pixel of a 2x2 square is a 2x2
+    convolution of the small map, with sums of the stored weights: the same result, up to rounding, in 4/9
+    of the arithmetic.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        batch, channels, height, width = input.shape
+        if input.is_contiguous(memory_format=torch.channels_last):  # the result keeps the memory order
+            out = input.new_empty(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        else:
+            out = input.new_empty(batch, channels, 2 * height, 2 * width)
+        padded = F.pad(input, (1, 1, 1, 1))
+        for row, weights in enumerate(_pairs(self.weight.to(_wide(self.weight)), dim=2)):
+            for column, weight in enumerate(_pairs(weights, dim=3)):  # (C, C, 2, 2)
+                view = padded[:, :, row : row + height + 1, column : column + width + 1]
+                out[:, :, row::2, column::2] = F.conv2d(view, weight.to(self.weight.dtype), self.bias)
+        return out
+
+
+def _pairs(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Three weights along `dim` as two: for the first and for the second of two equal pixels."""
+    before, here, after = weight.split(1, dim=dim)
+    return torch.cat([before, here + after], dim=dim), torch.cat([before + here, after], dim=dim)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """float32 at least, so that sums of weights are rounded once."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 class Upsample(nn.Module):
     """Twice the size: every pixel four times, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = UpsampledConv(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(x)
 
 
 class Middle(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import DownLevel, Middle, UpLevel, group_norm
+from .blocks import DownLevel, Middle, UpLevel, fast_order, group_norm
 from .config import VAEConfig
 
 SHIFT = 0.0609
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, 2·16, H/8, W/8)."""
-        x = self.conv_in(image)
+        x = fast_order(self.conv_in(image))
         for level in self.down:
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, 16, h, w) to (B, 3, 8h, 8w)."""
-        x = self.mid(self.conv_in(z))
+        x = self.mid(fast_order(self.conv_in(z)))
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
@@ -83,9 +83,8 @@ class VAE(nn.Module):
     overflows above 65504, which then shows as NaN; `image.to_pil` refuses to make a picture of that.
 
     Memory grows with the area: beside its weights, a float32 decode of the official size was measured
-    to take 0.19 GB at 256 x 256, which is 3 GB at 1024 x 1024. Decoding in tiles is not
-    offered: every normalisation and the attention of the middle see the whole map, so tiles would
-    decode to another picture.
+    to take 0.19 GB at 256 x 256, which is 3 GB at 1024 x 1024. `tiling` has tiles for less memory, which
+    decode to a slightly other picture: every normalisation and the attention of the middle see the whole map.
     """
 
     def __init__(self, config: VAEConfig) -> None:
@@ -108,8 +107,8 @@ class VAE(nn.Module):
             ValueError: the shape or dtype is another.
         """
         check_image(image, self.config)
-        moments = self.encoder(image.to(self.encoder.conv_in.weight.dtype))
-        mean, logvar = moments.to(image.dtype).chunk(2, dim=1)
+        moments = self.encoder(image.to(compute_dtype(self.encoder)))
+        mean, logvar = moments.to(image.dtype).contiguous().chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def encode(
@@ -133,7 +132,7 @@ class VAE(nn.Module):
             raise ValueError("sample=True draws noise: pass generator=torch.Generator().manual_seed(seed)")
         mean, logvar = self.moments(image)
         if generator is not None and sample:
-            noise = torch.randn(mean.shape, generator=generator, device=generator.device)
+            noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
             mean = posterior_sample(mean, logvar, noise.to(mean))
         return (mean - SHIFT) * SCALE
 
@@ -151,7 +150,12 @@ class VAE(nn.Module):
         """
         check_latents(latents, self.config)
         z = latents / SCALE + SHIFT
-        return self.decoder(z.to(self.decoder.conv_in.weight.dtype)).to(latents.dtype)
+        return self.decoder(z.to(compute_dtype(self.decoder))).to(latents.dtype).contiguous()
+
+
+def compute_dtype(half: nn.Module) -> torch.dtype:
+    """The dtype that the encoder or the decoder computes in: that of its first weights of 16 bits or more."""
+    return next(weight.dtype for weight in half.parameters() if weight.itemsize > 1)
 
 
 def posterior_sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model import VAE, check_image, check_latents
+from .model import VAE, check_image, check_latents, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def refine(vae: VAE, image: Tensor, latents: Tensor, *, steps: int = 50) -> Iter
         ValueError: shapes that do not fit, low-precision weights, no steps, or values that are not
             finite. The first three at the call, before any work.
     """
-    dtype = vae.decoder.conv_in.weight.dtype
+    dtype = compute_dtype(vae.decoder)
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"refine needs an autoencoder in float32 or float64, got {dtype}: use vae.float()")
     if steps < 1:

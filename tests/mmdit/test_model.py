@@ -64,8 +64,11 @@ WRONG = {
     "channels": ("latents", (2, 4, 4, 6), r"got \(2, 4, 4, 6\)"),
     "odd height": ("latents", (2, 16, 5, 6), "divisible by 2"),
     "beyond the table": ("latents", (2, 16, 12, 4), "6 x 2 were asked for"),
-    "scalar sigma": ("sigma", (), r"sigma must be one noise level a sample, \(2,\), got \(\)"),
-    "sigma of another batch": ("sigma", (1,), r"got \(1,\)"),
+    "sigma of another batch": (
+        "sigma",
+        (1,),
+        r"sigma must be one noise level a sample, \(2,\), or one for all, got \(1,\)",
+    ),
     "context width": ("context", (2, 4, 25), r"context must be \(2, M, 24\), got \(2, 4, 25\)"),
     "context of another batch": ("context", (1, 4, 24), "context must be"),
     "pooled width": ("pooled", (2, 13), r"pooled must be \(2, 12\), got \(2, 13\)"),
