@@ -34,8 +34,17 @@ class State:
     companion: Companion | None = None
     """The second state of a reversible solver."""
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def __repr__(self) -> str:
+        held = {"latents": self.latents, "noise": self.noise}
+        shapes = [f"{name} {tuple(one.shape)}" for name, one in held.items() if one is not None]
+        companion = [] if self.companion is None else ["companion"]
+        return f"State({', '.join([*shapes, *companion])}, {self.settings.prompts[0].text!r})"
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write the state as safetensors, whole or not at all.
+
+        Returns:
+            The path of the file, in a list as of every `save`.
 
         Raises:
             SettingsError: the name does not end in .safetensors.
@@ -51,7 +60,7 @@ class State:
         present = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
         with written(path, overwrite=overwrite) as temporary:
             save_file(present, temporary, metadata)
-        return path
+        return [path]
 
     @classmethod
     def load(cls, path: str | Path) -> "State":
