@@ -42,7 +42,7 @@ APPROXIMATE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "naive, flipped Euler": ("naive", "euler", {}),
     "Uni-Inv": ("uni_inv", "euler", {}),
     "FireFlow": ("fireflow", "euler", {}),
-    "midpoint (RF-Solver)": ("midpoint", "euler", {}),
+    "midpoint (RF-Solver)": ("rf_solver", "euler", {}),
     "flipped Heun": ("naive", "heun", {}),
     "fixed point, 4 a step (AIDI)": ("fixed_point", "euler", {"iterations": 4}),
     "its average (ReNoise)": ("fixed_point", "euler", {"iterations": 4, "average": True}),

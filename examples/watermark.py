@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read_back(pipe: sd35.Pipeline, result: sd35.Result, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
     """Save pictures and latents, and give what was read, by which inverse, and the noise that it found."""
     pictures = result.save(folder / "picture.png", overwrite=True)
-    latents = result.state().save(folder / "latents.safetensors", overwrite=True)
+    (latents,) = result.state().save(folder / "latents.safetensors", overwrite=True)
     find = Found(pipe, [sd35.read_settings(path) for path in pictures])
     sources = {
         "latents": sd35.State.load(latents).latents,

@@ -115,7 +115,7 @@ def build(
         SettingsError: an unknown name, a value that is not of its kind, or a setting that has no effect
             beside the others.
     """
-    known = table(request)
+    known = {name: told for name, told in table(request).items() if told.decides != "record"}
     if unknown := sorted(given.keys() - known.keys()):
         raise SettingsError(f"there is no setting {', '.join(unknown)}; there are {', '.join(known)}")
     given = {name: value for name, value in given.items() if value is not None or known[name].may_be_none}

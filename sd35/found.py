@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from vae import VAE, VAEConfig
 from weights import MissingComponent, Source, resolve
 from weights.build import check_fit
 from weights.component import Component
+from weights.folder import read_json
 from weights.load import join_textenc, load_component, read_tokenizer, widths_of
 from weights.parts import PARTS
 from weights.variants import describe
@@ -26,6 +27,8 @@ from .size import Size, native_size
 PAGES, PAGE = 64, 4096
 """How much of a file is looked at to tell it from others: so many pages of so many bytes, evenly spaced.
 Every training changes them all."""
+RELEASED_SHIFT = 3.0
+SCHEDULER = "scheduler/scheduler_config.json"
 ENCODERS = ("clip_l", "clip_g", "t5")
 Place = str | Path
 """A source: "tiny", a file, a folder, or a name on the Hugging Face Hub."""
@@ -44,6 +47,8 @@ class Found:
     tokenizers: Mapping[str, Any]
     size: Size
     """What the model was trained at."""
+    schedule_shift: float | None
+    """What its scheduler_config.json says, where that is not what the released models have."""
     sources: Mapping[str, str]
     """Where those parts and tokenizers come from that are of another source than `model`."""
 
@@ -56,6 +61,20 @@ class Found:
     def variant(self) -> str:
         """The released model that the transformer is, as `weights.inspect` names it, or "unknown"."""
         return describe(self.components["mmdit"], self.modules["mmdit"])[0]
+
+    @property
+    def value_hash(self) -> str:
+        """A hash of every byte of its files, longer than the fingerprint, for which all are read."""
+        digest = sha256()
+        for part, component in sorted(self.components.items()):
+            for file in component.files:
+                with component.unit.folder.path(file).open("rb") as opened:
+                    digest.update(part.encode() + file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
+    def hash_like(self, recorded: str) -> str:
+        """The hash of the kind that was recorded of a picture's model."""
+        return self.value_hash if is_of_values(recorded) else self.fingerprint
 
     @property
     def mmdit(self) -> MMDiTConfig:
@@ -128,7 +147,8 @@ def find(
     others = {part: place for part, place in places.items() if place != (home if part in ENCODERS else main)}
     others |= {"text_encoders": home} if asked and home != main else {}
     others |= {"tokenizers": words} if asked and words is not None else {}
-    return Found(main, components, modules, vocabularies, native_size(components["mmdit"]), others)
+    size, shift = native_size(components["mmdit"]), _own_shift(opened[main])
+    return Found(main, components, modules, vocabularies, size, shift, others)
 
 
 def read(
@@ -137,6 +157,8 @@ def read(
     dtype: torch.dtype | Mapping[str, torch.dtype | None] | None = None,
     *,
     one_by_one: bool = False,
+    unpack: bool = False,
+    hash_values: bool = False,
 ) -> Model:
     """Read the weights of a model that was found.
 
@@ -145,6 +167,8 @@ def read(
         device: as in `sd35.load`.
         dtype: as in `sd35.load`.
         one_by_one: as in `sd35.load`.
+        unpack: as in `sd35.load`.
+        hash_values: as in `sd35.load`.
 
     Raises:
         SettingsError: there is no such device, or no such part.
@@ -154,14 +178,23 @@ def read(
     dtypes = _dtypes(device, dtype)
 
     def one(part: str) -> nn.Module:
-        return load_component(found.components[part], device, dtypes[part], found.modules[part])
+        return load_component(
+            found.components[part], device, dtypes[part], found.modules[part], unpack=unpack
+        )
 
     encoders = {part: found.components[part] for part in ENCODERS if part in found.components}
     text = None
     if encoders:
         widths = widths_of(found.components)
         text = join_textenc(
-            encoders, found.modules, found.tokenizers, widths, device, dtypes, one_by_one=one_by_one
+            encoders,
+            found.modules,
+            found.tokenizers,
+            widths,
+            device,
+            dtypes,
+            one_by_one=one_by_one,
+            unpack=unpack,
         )
     return Model(
         mmdit=cast(MMDiT, one("mmdit")),
@@ -170,9 +203,15 @@ def read(
         model=found.model,
         size=found.size,
         sources=found.sources,
-        weights=found.fingerprint,
+        weights=found.value_hash if hash_values else found.fingerprint,
         variant=found.variant,
+        schedule_shift=found.schedule_shift,
     )
+
+
+def is_of_values(recorded: str) -> bool:
+    """Whether a recorded hash of a model's weights is one of every value, which is longer."""
+    return len(recorded) == 2 * sha256().digest_size
 
 
 def place_of(source: Place) -> str:
@@ -192,6 +231,14 @@ def _dtypes(
     usual = torch.float32 if device.type == "cpu" else None
     asked = dtype if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
     return {part: asked.get(part) or usual for part in PARTS}
+
+
+def _own_shift(source: Source) -> float | None:
+    """The shift of the schedule that a folder in the layout of diffusers names."""
+    if SCHEDULER not in source.folder.files():
+        return None
+    shift = read_json(source.folder, SCHEDULER).get("shift")
+    return float(shift) if isinstance(shift, int | float) and shift != RELEASED_SHIFT else None
 
 
 def _opened(places: Mapping[str, str], others: list[str]) -> dict[str, Source]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from vae.image import read, to_tensor
 
 from .errors import SettingsError
 
-Picture: TypeAlias = Tensor | Image.Image | np.ndarray | str | Path | Sequence[Image.Image]
+One: TypeAlias = Image.Image | np.ndarray | str | Path
+Picture: TypeAlias = Tensor | One | Sequence[One]
 
 BEYOND = 3.0
 """The largest magnitude that is taken for an image: decoded pictures overshoot 1, but not by so much."""
@@ -24,7 +25,7 @@ def as_image(picture: Picture) -> Tensor:
 
     Args:
         picture: floats (B, 3, H, W) in [-1, 1]; a Pillow picture, an array (H, W[, C]) of uint8 or uint16, or
-            the path of a picture; or a list of Pillow pictures.
+            the path of a picture; or a list of these.
 
     Returns:
         (B, 3, H, W), floating.
@@ -41,14 +42,15 @@ def as_image(picture: Picture) -> Tensor:
         return read(picture)
     if isinstance(picture, Image.Image | np.ndarray):
         return to_tensor(picture)
-    if isinstance(picture, Sequence) and picture and all(isinstance(one, Image.Image) for one in picture):
-        sizes = sorted({one.size for one in picture})
+    if isinstance(picture, Sequence) and picture and all(isinstance(one, get_args(One)) for one in picture):
+        images = [as_image(one) for one in picture]
+        sizes = sorted({(image.shape[3], image.shape[2]) for image in images})
         if len(sizes) > 1:
             raise SettingsError(f"pictures that are worked on together must have one size, got {sizes}")
-        return torch.cat([to_tensor(one) for one in picture])
+        return torch.cat(images)
     raise SettingsError(
-        "expected a picture: a tensor (B, 3, H, W) in [-1, 1], a Pillow picture or a list of them, an array, "
-        f"or a path; got {type(picture).__name__}"
+        "expected a picture: a tensor (B, 3, H, W) in [-1, 1], a Pillow picture, an array, a path, "
+        f"or a list of these; got {type(picture).__name__}"
     )
 
 

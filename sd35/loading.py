@@ -32,6 +32,8 @@ def load(
     vae: Place | None = None,
     lora: Any = None,
     one_by_one: bool = False,
+    unpack: bool = False,
+    hash_values: bool = False,
 ) -> Pipeline:
     """Load a model: transformer, autoencoder, text encoders and their tokenizers.
 
@@ -62,6 +64,10 @@ def load(
             both; see `sd35.add_lora`.
         one_by_one: load each text encoder when prompts are encoded and free it before the next, so that only
             one is in memory at a time.
+        unpack: weights in fp8, int8 and GGUF's blocks stay as they are, and each linear layer makes its
+            numbers when it is used; True makes all of them now, which takes more memory and less time.
+        hash_values: record in pictures a hash of every byte of the files, for which all are read; by default
+            it is one of their headers and of samples.
 
     Raises:
         SettingsError: there is no such device, or no such part.
@@ -80,7 +86,7 @@ def load(
     )
     loras = Loras().check("lora", [] if lora is None else lora)
     check_loras(found, loras)
-    pipe = load_found(found, device, dtype, one_by_one=one_by_one)
+    pipe = load_found(found, device, dtype, one_by_one=one_by_one, unpack=unpack, hash_values=hash_values)
     for one in loras:
         pipe.add_lora(one.source, one.scale)
     return pipe
@@ -90,11 +96,10 @@ def load_found(
     found: Found,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | Mapping[str, torch.dtype | None] | None = None,
-    *,
-    one_by_one: bool = False,
+    **options: bool,
 ) -> Pipeline:
     """Read the weights of a model that was looked for already, by `find`; the rest is as in `load`."""
-    return Pipeline(**vars(read(found, device, dtype, one_by_one=one_by_one)))
+    return Pipeline(**vars(read(found, device, dtype, **options)))
 
 
 def check_loras(found: Found, loras: tuple[Lora, ...]) -> None:

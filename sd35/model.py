@@ -44,6 +44,12 @@ class Model:
     """A hash by which other weights are told; empty where the parts were not loaded from files."""
     variant: str = ""
     """The released model that the transformer is; "unknown" or empty for others."""
+    schedule_shift: float | None = None
+    """What its scheduler_config.json says, where that is not what the released models have."""
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({self.model!r}, {dtype} on {self.device})"
 
     @property
     def device(self) -> torch.device:

@@ -8,7 +8,7 @@ SD3 paper (Esser et al. 2024, arXiv:2403.03206), figure 2:
 Each method makes the request of a task and hands it on; the command line makes the same requests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,7 @@ class Pipeline(Model):
             ValueError: a setting that cannot be worked with, or that has no effect, before work starts.
             NonFiniteError: a stage computed NaN or infinity.
         """
-        request = Generate.of(prompt, given, noise=noise, variant=self.variant, preset=preset)
+        request = self._request(prompt, given, noise, preset)
         return generate(self, request, progress=progress)
 
     @takes(Settings, but=("prompts",))
@@ -96,9 +96,16 @@ class Pipeline(Model):
         Raises:
             ValueError: as `generate`; or the attention maps of so many pictures take too much.
         """
-        request = Generate.of(prompt, given, noise=noise, variant=self.variant, preset=preset)
+        request = self._request(prompt, given, noise, preset)
         generation = Generation(self, request, bar="" if progress else None)
         return Recorder(self, generation).run()
+
+    def _request(
+        self, prompt: Any, given: Mapping[str, Any], noise: Noise | None, preset: str | None
+    ) -> Generate:
+        """What is drawn, by the model's own numbers where nothing is said."""
+        variant, shift = self.variant, self.schedule_shift
+        return Generate.of(prompt, given, noise=noise, variant=variant, shift=shift, preset=preset)
 
     def run(self, settings: Settings, *, noise: Noise | None = None, progress: bool = False) -> Result:
         """Draw pictures by their settings, those of an earlier one for instance; see `generate`."""

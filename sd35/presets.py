@@ -86,13 +86,14 @@ def told(variant: str, preset: str | None, numbers: Mapping[str, Any], given: Ma
 
 
 def usual_numbers(
-    given: Mapping[str, Any], variant: str, preset: str | None, *, saved: bool
+    given: Mapping[str, Any], variant: str, shift: float | None, preset: str | None, *, saved: bool
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A model's own numbers where nothing else tells any, and the line that says so.
 
     Args:
         given: what a user said.
         variant: of the model.
+        shift: of the schedule, by the model's own files, which count for more than whose.
         preset: whose.
         saved: whether settings of an earlier picture tell all.
 
@@ -107,8 +108,11 @@ def usual_numbers(
     scale = given.get("guidance_scale")
     if (numbers.get("guidance_scale") if scale is None else scale) == 1:
         numbers.pop("guidance", None)
-    line = told(variant, preset, numbers, given)
-    return numbers, (line,) if line else ()
+    notes = [line] if (line := told(variant, preset, numbers, given)) else []
+    if shift is not None and given.get("schedule_shift") is None:
+        numbers["schedule_shift"] = shift
+        notes.append(f"schedule shift {shift:g}, as the model's scheduler_config.json says; options override")
+    return numbers, tuple(notes)
 
 
 def below_one(guidance_scale: float) -> str:

@@ -135,6 +135,10 @@ class GuidedVelocity:
         self._numbers: tuple[int, ...] | None = None  # of the samples in the batch that this is a part of
         self._these: dict[tuple[int, ...], GuidedVelocity] = {}
 
+    def __repr__(self) -> str:
+        prompts = ", ".join(repr(prompt.text) for one in self.cond for prompt in one.prompts)
+        return f"GuidedVelocity({prompts}; guidance scale {self.guidance_scale:g})"
+
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The velocity at x (B, 16, h, w) and sigma, one for all samples or (B,), in float32 or better.
 

@@ -56,6 +56,10 @@ class Encoding:
     notes: tuple[Note, ...]
     policy: str  # the name of the prompt policy
 
+    def __repr__(self) -> str:
+        shapes = f"context {tuple(self.context.shape)}, pooled {tuple(self.pooled.shape)}"
+        return f"Encoding({shapes}, {', '.join(repr(prompt.text) for prompt in self.prompts)})"
+
     def __len__(self) -> int:
         """The number of prompts, B."""
         return len(self.prompts)

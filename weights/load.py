@@ -145,10 +145,11 @@ class Loader:
     component: Component
     device: Device
     dtype: torch.dtype
+    unpack: bool = False
 
     def __call__(self) -> Any:
         """The part, ready to run."""
-        return load_component(self.component, self.device, self.dtype)
+        return load_component(self.component, self.device, self.dtype, unpack=self.unpack)
 
 
 def join_textenc(
@@ -160,6 +161,7 @@ def join_textenc(
     dtypes: Mapping[str, torch.dtype | None],
     *,
     one_by_one: bool,
+    unpack: bool = False,
 ) -> TextEncoder:
     """Load encoders that were found and join them with their tokenizers.
 
@@ -171,14 +173,15 @@ def join_textenc(
         device: where the weights go.
         dtypes: part to what it is cast to; None, or no entry, keeps what its file holds.
         one_by_one: load each encoder when a prompt is encoded, and free it before the next.
+        unpack: as in `load_mmdit`.
     """
     encoders: dict[str, Any] = {}
     for part, component in components.items():
         dtype = dtypes.get(part) or component.dtype
         if one_by_one:
-            encoders[part] = Loader(component, device, dtype)
+            encoders[part] = Loader(component, device, dtype, unpack)
         else:
-            encoders[part] = load_component(component, device, dtype, modules[part])
+            encoders[part] = load_component(component, device, dtype, modules[part], unpack=unpack)
     return TextEncoder(
         clip_l=encoders.get("clip_l"),
         clip_g=encoders.get("clip_g"),

@@ -43,8 +43,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "exact": Method(exact, True, "solve each step for where it began; Euler and other one-step solvers"),
         "naive": Method(naive, True, "run the solver over the flipped sigmas"),
-        "midpoint": Method(_fixed("midpoint"), False, "flipped sigmas, midpoint"),
-        "rf_solver": Method(_fixed("midpoint"), False, "RF-Solver, which is midpoint"),
+        "rf_solver": Method(_fixed("midpoint"), False, "RF-Solver: midpoint over the flipped sigmas"),
         "fireflow": Method(_fixed("fireflow"), False, "FireFlow: midpoint at one evaluation a step"),
         "uni_inv": Method(uni_inv, False, "Uni-Inv: one look ahead a step"),
         "fixed_point": Method(fixed_point, False, "plain fixed point, a fixed number a step (AIDI, ReNoise)"),

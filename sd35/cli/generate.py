@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HTML",
         help="also write a page that shows the generation from inside: steps, attention, tokens, ...",
     )
+    output.add_argument(
+        "--hash-values",
+        action="store_true",
+        help="write a hash of all weights into the picture, not of headers and samples; reads all files",
+    )
     output.add_argument("--bits", type=int, default=8, help="8 (the default) or 16 bits a channel")
     add_prompts(parser)
     add_settings(parser, "pictures in", PictureSettings, but=OF_ALL)
@@ -100,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         check_output([args.report], suffix=".html", overwrite=args.overwrite)
 
     found = found_model(args, settings)
-    request = given.request(found.variant)
+    request = given.request(found.variant, found.schedule_shift)
     pipe = load_pipeline(args, request.settings, found=found)
     generation = Generation(pipe, request, bar="" if sys.stderr.isatty() else None)
     tell(generation.notes)
@@ -115,9 +120,9 @@ def run(args: argparse.Namespace) -> int:
     ):
         print(saved)
     if args.save_latents is not None:
-        print(result.state().save(args.save_latents, overwrite=args.overwrite))
+        print(*result.state().save(args.save_latents, overwrite=args.overwrite))
     if recording is not None and args.report is not None:
-        print(recording.save(args.report, overwrite=args.overwrite))
+        print(*recording.save(args.report, overwrite=args.overwrite))
     return 0
 
 
@@ -150,7 +155,7 @@ class Asked:
         given = {**given_settings(args, Settings), **given_control(args)}
         return cls(prompt, given, base, args.noise, args.preset)
 
-    def request(self, variant: str = "") -> "Generate":
+    def request(self, variant: str = "", shift: float | None = None) -> "Generate":
         """The request, checked as far as it can be without the model's weights; see `Generate.of`."""
         from ..tasks.generate import Generate
 
@@ -160,6 +165,7 @@ class Asked:
             base=self.base,
             noise=self.noise,
             variant=variant,
+            shift=shift,
             preset=self.preset,
         )
 

@@ -52,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
     if args.per_step:
         print(inverted.report)
     print(f"{inverted.report.evaluations} evaluations, method {inverted.report.method}")
-    print(inverted.state().save(args.output, overwrite=args.overwrite))
+    print(*inverted.state().save(args.output, overwrite=args.overwrite))
     return 0

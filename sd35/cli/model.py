@@ -43,6 +43,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--one-by-one", action="store_true", help="keep one text encoder in memory at a time, to save memory"
     )
     group.add_argument(
+        "--unpack",
+        action="store_true",
+        help="turn weights in few bits (GGUF, fp8, int8) into numbers once: faster, in more memory",
+    )
+    group.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto (the default): the fastest there is"
     )
     group.add_argument(
@@ -84,6 +89,7 @@ def load_pipeline(
     """
     from ..attention import check_blocks
     from ..device import as_device, as_dtype
+    from ..found import is_of_values
     from ..loading import check_loras, load_found
     from ..size import check_size
     from ..tasks.steer import find_control
@@ -97,11 +103,17 @@ def load_pipeline(
     check_loras(found, settings.loras or ())
     for control in settings.control or ():
         find_control(control, found.mmdit)
+    recorded = made.get("weights", "")
     pipe = load_found(
-        found, device, as_dtype(args.dtype or dtype) or _dtypes(made), one_by_one=args.one_by_one
+        found,
+        device,
+        as_dtype(args.dtype or dtype) or _dtypes(made),
+        one_by_one=args.one_by_one,
+        unpack=args.unpack,
+        hash_values=getattr(args, "hash_values", False) or is_of_values(recorded),
     )
     named = args.model is not None or any(getattr(args, name) is not None for name in SOURCES)
-    if not named and made.get("weights", found.fingerprint) != found.fingerprint:
+    if not named and recorded and recorded != found.hash_like(recorded):
         tell([f"the weights in {found.model} are not those that this picture was drawn with"])
     for lora in settings.loras or ():
         report = pipe.add_lora(lora.source, lora.scale, lora.name or None, lora.merged)

@@ -34,7 +34,7 @@ class Recording(Records):
     pipe.record("a red circle").save("circle.html")
     """
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write a page that shows the generation from inside: one HTML file, to be opened in a browser.
 
         Args:
@@ -42,7 +42,7 @@ class Recording(Records):
             overwrite: replace a file that exists.
 
         Returns:
-            The path of the page.
+            The path of the page, in a list as of every `save`.
 
         Raises:
             SettingsError: the name does not end in .html.
@@ -53,7 +53,7 @@ class Recording(Records):
         page = as_page(self)
         with written(path, overwrite=overwrite) as temporary:
             temporary.write_text(page, encoding="utf-8")
-        return path
+        return [path]
 
     def __repr__(self) -> str:
         return f"Recording({len(self.steps)} steps of {self.made!r})"

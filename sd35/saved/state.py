@@ -35,8 +35,17 @@ class State:
     companion: Companion | None = None
     """The second state of a reversible solver."""
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def __repr__(self) -> str:
+        held = {"latents": self.latents, "noise": self.noise}
+        shapes = [f"{name} {tuple(one.shape)}" for name, one in held.items() if one is not None]
+        companion = [] if self.companion is None else ["companion"]
+        return f"State({', '.join([*shapes, *companion])}, {self.settings.prompts[0].text!r})"
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write the state as safetensors, whole or not at all.
+
+        Returns:
+            The path of the file, in a list as of every `save`.
 
         Raises:
             SettingsError: the name does not end in .safetensors.
@@ -46,7 +55,7 @@ class State:
         check_output([path], suffix=".safetensors", overwrite=overwrite)
         with written(path, overwrite=overwrite) as temporary:
             temporary.write_bytes(self.to_bytes())
-        return path
+        return [path]
 
     def to_bytes(self) -> bytes:
         """What `save` writes."""

@@ -70,4 +70,6 @@ def _umask() -> int:
 
 def _refuse_existing(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another output, or allow overwriting it")
+        raise FileExistsError(
+            f"{path} exists: choose another output, or replace it (overwrite=True, --overwrite)"
+        )

@@ -116,7 +116,7 @@ class Captures(Mapping[str, Tensor]):
             records = [record for record in records if wanted is None or getattr(record, what) == wanted]
         return Captures(records)
 
-    def save(self, path: Path | str, *, overwrite: bool = False) -> None:
+    def save(self, path: Path | str, *, overwrite: bool = False) -> list[Path]:
         """Write a safetensors file whose metadata describes every tensor in JSON.
 
         The file appears whole or not at all. Gradients are not kept.
@@ -124,6 +124,9 @@ class Captures(Mapping[str, Tensor]):
         Args:
             path: of the file, which ends in .safetensors.
             overwrite: replace a file that is there.
+
+        Returns:
+            The path of the file, in a list as of every `save`.
 
         Raises:
             ValueError: the name ends otherwise.
@@ -141,6 +144,7 @@ class Captures(Mapping[str, Tensor]):
         metadata = {"format": FORMAT, "records": json.dumps(described)}
         with written(path, overwrite=overwrite) as new:
             save_file(tensors, new, metadata)
+        return [path]
 
     @classmethod
     def load(cls, path: Path | str) -> "Captures":

@@ -77,6 +77,7 @@ class Generate:
         base: Settings | None = None,
         noise: Noise | None = None,
         variant: str = "",
+        shift: float | None = None,
         preset: str | None = None,
     ) -> "Generate":
         """The request of what a user gave.
@@ -87,6 +88,7 @@ class Generate:
             base: those of an earlier picture, in which they change what they name.
             noise: to begin with; it decides the size, and takes the place of a seed.
             variant: the released model that it is for, whose own numbers stand where nothing is said.
+            shift: of the schedule, where the model's own files say one.
             preset: whose numbers these are, "reference" or "diffusers"; None is the reference's.
 
         Raises:
@@ -99,7 +101,7 @@ class Generate:
             raise SettingsError(
                 'what should be drawn? Give a prompt: sd35 generate "a red circle on the left"'
             )
-        numbers, notes = usual_numbers(given, variant, preset, saved=base is not None)
+        numbers, notes = usual_numbers(given, variant, shift, preset, saved=base is not None)
         if noise is None:
             given, inputs = take_inputs(given, base)
             settings = settings_of(given, base, numbers)
@@ -183,6 +185,10 @@ class Generation:
             latents = latents_of(model, inputs.image).cpu()
             self.start = interpolate(latents.expand_as(self.noise), self.noise, self.sigmas[0])
             self.velocity = keeping(self.velocity, model, settings, inputs, latents, self.noise)
+
+    def __repr__(self) -> str:
+        count, size = self.settings.images, f"{self.settings.width} x {self.settings.height}"
+        return f"Generation({len(self)} steps of {count} x {size}, {self.settings.prompts[0].text!r})"
 
     def __len__(self) -> int:
         """How many steps are run."""

@@ -234,7 +234,7 @@ def differences(saved: Settings, settings: Settings, noise: Closeness | None = N
         if was != now[name]
     ]
     made = {name: (saved.made_with.get(name), settings.made_with.get(name)) for name in ENCODERS}
-    if None in made["weights"]:  # not known of one of the two
+    if len({len(told or "") for told in made["weights"]}) > 1:  # not known of one, or hashes of two kinds
         del made["weights"]
     lines += [
         f"{name.replace('_', ' ')}: {was or 'none'} when the picture was drawn, {now or 'none'} here. "
@@ -257,8 +257,15 @@ def same_flow(one: Settings, other: Settings | None) -> bool:
 
 
 def split_by_table(request: type, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is given, as settings of a task and as settings of a generation."""
-    own = fields.table(request)
+    """What is given, as settings of a task and as settings of a generation.
+
+    Raises:
+        SettingsError: a setting of neither.
+    """
+    own, others = fields.table(request), fields.table(Settings)
+    if unknown := sorted(given.keys() - own.keys() - others.keys()):
+        there = [*own, *(name for name, told in others.items() if told.is_option and name not in NOT_TAKEN)]
+        raise SettingsError(f"there is no setting {', '.join(unknown)}; there are {', '.join(there)}")
     return (
         {name: value for name, value in given.items() if name in own},
         {name: value for name, value in given.items() if name not in own},

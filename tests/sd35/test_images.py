@@ -14,9 +14,10 @@ def test_every_form_of_one_picture_gives_one_image(pipe, tmp_path) -> None:
     picture.save(tmp_path / "a.png")
     image = as_image(picture)
     assert (image.shape, float(image.min()) >= -1, float(image.max()) <= 1) == ((1, 3, 32, 32), True, True)
-    for other in (np.asarray(picture), tmp_path / "a.png", str(tmp_path / "a.png"), [picture], image):
+    path = tmp_path / "a.png"
+    for other in (np.asarray(picture), path, str(path), [picture], [path], image):
         assert torch.equal(as_image(other), image)
-    assert as_image([picture, picture]).shape == (2, 3, 32, 32)
+    assert as_image([picture, np.asarray(picture)]).shape == (2, 3, 32, 32)
     assert torch.equal(pipe.encode(picture), pipe.encode(image))
 
 

@@ -1,5 +1,9 @@
 """From a source to a pipeline: what is checked first, the dtypes of parts, encoders that are left out."""
 
+import json
+import os
+import shutil
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -7,11 +11,13 @@ from safetensors.torch import load_file, save_file
 
 import flow
 import weights.build
-from sd35 import SettingsError, load
+from sd35 import SettingsError, load, read_settings
 from sd35.cli import main
 from sd35.found import find, read
+from sd35.tasks.quantise import made_up_states, quantise
 from textenc import Encoding
-from weights import FitError, MissingComponent, SourceError, load_textenc
+from weights import FitError, MissingComponent, SourceError, load_textenc, resolve
+from weights.packed.linear import PackedLinear
 
 STEPS = 2
 
@@ -207,3 +213,79 @@ def test_load_stays_a_function_whatever_is_imported_first(model_folder) -> None:
 
     assert sd35.load(model_folder, text=False).text is None
     assert callable(sd35.loading.load_found)
+
+
+def test_a_hash_of_every_value_is_recorded_on_request_and_tells_what_samples_miss(
+    model_folder, tmp_path, capsys
+) -> None:
+    folder, picture = tmp_path / "model", tmp_path / "a.png"
+    shutil.copytree(model_folder, folder)
+    command = ["generate", "a", "-m", str(folder), "--steps", "1", "-o", str(picture)]
+    assert main([*command, "--hash-values"]) == 0
+    sampled, exact = load(folder), load(folder, hash_values=True)
+    assert read_settings(picture).made_with["weights"] == exact.weights != sampled.weights
+    file = folder / "sd3.5_random.safetensors"
+    with file.open("r+b") as opened:  # one bit of one weight, behind the last page that is looked at
+        opened.seek(os.stat(file).st_size - 2)
+        (last,) = opened.read(1)
+        opened.seek(-1, os.SEEK_CUR)
+        opened.write(bytes([last ^ 1]))
+    assert load(folder).weights == sampled.weights
+    again = ["generate", "--from-image", str(picture), "-o", str(tmp_path / "b.png")]
+    assert main(again) == 0
+    assert "are not those that this picture was drawn with" in capsys.readouterr().err
+
+
+def test_a_shift_that_the_models_own_scheduler_names_is_taken_and_told(model_folder, tmp_path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"shift": 6.0}))
+    pipe = load(folder)
+    result = pipe.generate("a", steps=1)
+    assert (result.settings.schedule_shift, "schedule shift 6" in result.notes[0]) == (6, True)
+    given = pipe.generate("a", steps=1, schedule_shift=3.0)
+    assert (given.settings.schedule_shift, given.notes) == (3, ())
+    assert main(["generate", "a", "-m", str(folder), "--steps", "1", "-o", str(tmp_path / "a.png")]) == 0
+    assert read_settings(tmp_path / "a.png").schedule_shift == 6
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_weights_in_few_bits_become_numbers_when_that_is_asked_for(
+    model_folder, tmp_path, one_by_one
+) -> None:
+    component = resolve(model_folder, ["mmdit"]).component("mmdit")
+    file = tmp_path / "few.safetensors"
+    model = load(model_folder, text=False).mmdit
+    quantise(component, model, made_up_states(model, side=4), file)
+    rest = {"text_encoders": model_folder, "vae": model_folder, "one_by_one": one_by_one}
+    few, whole = load(file, **rest), load(file, **rest, unpack=True)
+    assert any(isinstance(one, PackedLinear) for one in few.mmdit.modules())
+    assert not any(isinstance(one, PackedLinear) for one in whole.mmdit.modules())
+    settings = {"steps": 1, "width": 32, "height": 32}
+    assert torch.equal(few.generate("a", **settings).image, whole.generate("a", **settings).image)
+    command = ["generate", "a", "-m", str(file), "--text-encoders", str(model_folder), "--unpack"]
+    command += ["--vae", str(model_folder), "--steps", "1", "--width", "32", "--height", "32"]
+    assert main([*command, "-o", str(tmp_path / "a.png")]) == 0
+
+
+def test_what_holds_tensors_prints_in_a_line(pipe) -> None:
+    result = pipe.generate("a red circle", steps=1)
+    values = [pipe, result, result.state(), pipe.steps(result.settings), pipe.velocity("a red circle")]
+    for value in [*values, pipe.encode_prompt("a red circle")]:
+        assert len(repr(value)) < 200
+        assert value is pipe or "a red circle" in repr(value)
+
+
+@pytest.mark.parametrize("name", ["nothing", "model", "made_with"])
+def test_what_is_no_setting_is_refused_with_those_there_are(pipe, name) -> None:
+    with pytest.raises(SettingsError, match=rf"there is no setting {name}; there are .*prompts, neg"):
+        pipe.generate("a", **{name: "x"})
+
+
+def test_the_settings_of_each_task_are_named(pipe) -> None:
+    result = pipe.generate("a", steps=1)
+    with pytest.raises(SettingsError, match=r"no setting nothing; there are method, accuracy, .* steps, "):
+        pipe.invert(result.latents, "a", nothing=1)
+    with pytest.raises(SettingsError, match=r"no setting nothing; there are method, strength, .* steps, "):
+        pipe.edit(result.latents, "b", "a", nothing=1)

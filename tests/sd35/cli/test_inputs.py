@@ -33,7 +33,7 @@ def test_noise_that_was_found_is_drawn_from_again(sd35, model_folder, drawn, tmp
     assert (read_settings(again).seed, Image.open(again).size) == (None, (32, 32))
     status, _, err = sd35("generate", "a", "-m", model_folder, "--noise", noise, "--seed", "3", *QUICK)
     assert (status, "seed has no effect beside noise that is given" in err) == (2, True)
-    latents = State(read_settings(drawn), torch.zeros(1, 16, 4, 4)).save(tmp_path / "latents.safetensors")
+    (latents,) = State(read_settings(drawn), torch.zeros(1, 16, 4, 4)).save(tmp_path / "latents.safetensors")
     status, _, err = sd35("generate", "a", "-m", model_folder, "--noise", latents, *QUICK)
     assert (status, "this state holds no noise to begin with" in err) == (2, True)
     status, out, _ = sd35("invert", drawn, "-o", tmp_path / "b.safetensors", "--noise", noise, "--no-measure")

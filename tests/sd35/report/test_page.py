@@ -15,7 +15,7 @@ from sd35.report import as_page
 
 @pytest.fixture(scope="module")
 def page(recorded, tmp_path_factory) -> str:
-    path = recorded.save(tmp_path_factory.mktemp("page") / "page.html")
+    (path,) = recorded.save(tmp_path_factory.mktemp("page") / "page.html")
     return path.read_text(encoding="utf-8")
 
 
@@ -31,7 +31,7 @@ def test_notes_and_negative_prompts_are_text(pipe, tmp_path, outline) -> None:
     evil = '"><img src=x onerror=alert(1)> '
     recorded = pipe.record(evil * 30, negative=evil, steps=1)
     assert recorded.result.notes  # too long for CLIP, and the note quotes it
-    seen = outline(recorded.save(tmp_path / "page.html").read_text(encoding="utf-8"))
+    seen = outline(recorded.save(tmp_path / "page.html")[0].read_text(encoding="utf-8"))
     assert all(attributes["src"].startswith("data:image/") for attributes in seen.of("img"))
     assert evil.strip() in seen.text
 
@@ -82,7 +82,7 @@ def test_without_attention_the_words_are_left_out(recorded) -> None:
 
 def test_the_empty_prompt_has_no_words(pipe, tmp_path) -> None:
     recorded = pipe.record("", steps=1)
-    page = recorded.save(tmp_path / "page.html").read_text(encoding="utf-8")
+    page = recorded.save(tmp_path / "page.html")[0].read_text(encoding="utf-8")
     assert "(the empty prompt)" in page
     assert "<h2>Words</h2>" not in page
 
@@ -95,7 +95,7 @@ def test_files_are_kept_unless_told(recorded, tmp_path) -> None:
     with pytest.raises(SettingsError, match=r"\.html"):
         recorded.save(tmp_path / "page.txt")
     assert path.read_text() == "mine"
-    assert recorded.save(path, overwrite=True).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert recorded.save(path, overwrite=True)[0].read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_command(model_folder, tmp_path, capsys) -> None:

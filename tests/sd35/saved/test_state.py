@@ -15,7 +15,7 @@ def result(pipe):
 
 
 def test_a_state_survives_its_file(result, tmp_path) -> None:
-    path = result.state().save(tmp_path / "a.safetensors")
+    (path,) = result.state().save(tmp_path / "a.safetensors")
     loaded = State.load(path)
     assert loaded.settings == result.settings
     assert torch.equal(loaded.latents, result.latents)
@@ -28,7 +28,7 @@ def test_a_state_survives_its_file(result, tmp_path) -> None:
 
 def test_a_state_without_companion(pipe, tmp_path) -> None:
     result = pipe.generate("a", steps=1)
-    loaded = State.load(result.state().save(tmp_path / "a.safetensors"))
+    loaded = State.load(*result.state().save(tmp_path / "a.safetensors"))
     assert loaded.companion is None
     with pytest.raises(FileExistsError):
         result.state().save(tmp_path / "a.safetensors")
@@ -66,7 +66,7 @@ def test_damaged_states_are_refused(result, tmp_path, tensors, metadata, message
 def test_the_settings_in_the_file_are_json(result, tmp_path) -> None:
     from safetensors import safe_open
 
-    with safe_open(result.state().save(tmp_path / "a.safetensors"), framework="pt") as file:
+    with safe_open(*result.state().save(tmp_path / "a.safetensors"), framework="pt") as file:
         metadata = file.metadata()
     assert json.loads(metadata["settings"])["solver"] == "reversible_heun"
     assert json.loads(metadata["companion"])["solver"] == "reversible_heun"

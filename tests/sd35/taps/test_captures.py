@@ -51,7 +51,7 @@ def test_tensors_that_share_memory_and_gradients(model, inputs, tmp_path):
 
 def test_files_that_are_there_or_are_something_else(taps, tmp_path):
     path = tmp_path / "taps.safetensors"
-    taps.save(path)
+    assert taps.save(path) == [path]
     with pytest.raises(FileExistsError):
         taps.save(path)
     taps.select("patches").save(path, overwrite=True)

@@ -146,7 +146,7 @@ def test_a_reversible_generation_can_be_inverted_naively_too(pipe) -> None:
 
 def test_a_state_keeps_noise_that_was_given(pipe, result, tmp_path) -> None:
     made = pipe.generate("a", noise=result.noise, **FIELD)
-    state = State.load(made.state().save(tmp_path / "state.safetensors"))
+    state = State.load(*made.state().save(tmp_path / "state.safetensors"))
     assert torch.equal(state.noise, result.noise)
     assert "so the noise found is at" in pipe.invert(state, "b").notes[-1]
     assert result.state().noise is None  # the seed tells it
@@ -180,14 +180,14 @@ def test_half_precision_is_warned_of(pipe, result, model_folder) -> None:
 
 def test_the_noise_found_can_be_drawn_from_again(pipe, result, tmp_path) -> None:
     inverted = pipe.invert(result.latents, "a red circle", seed=4, **FIELD)
-    path = inverted.state().save(tmp_path / "noise.safetensors")
+    (path,) = inverted.state().save(tmp_path / "noise.safetensors")
     again = pipe.generate("a red circle", noise=type(inverted.state()).load(path).noise, **FIELD)
     assert flow.closeness(again.image, result.image, 2.0).total_psnr > 60
 
 
 def test_a_saved_state_needs_nothing_else(pipe, tmp_path) -> None:
     made = pipe.generate(["a", "b"], seed=4, solver="bitexact", negative="c", **FIELD)
-    state = State.load(made.state().save(tmp_path / "state.safetensors"))
+    state = State.load(*made.state().save(tmp_path / "state.safetensors"))
     inverted = pipe.invert(state)
     assert torch.equal(inverted.noise, made.noise)
     assert inverted.notes == ()
