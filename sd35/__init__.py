@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .tasks.edit import Edited as Edited
     from .tasks.generate import Generation as Generation
     from .tasks.invert import Inverted as Inverted
+    from .train.lora import train_lora as train_lora
     from .velocity import GuidedVelocity as GuidedVelocity
 
 HOMES = {
@@ -83,6 +84,7 @@ HOMES = {
     ".tasks.edit": ("Edited",),
     ".tasks.generate": ("Generation",),
     ".tasks.invert": ("Inverted",),
+    ".train.lora": ("train_lora",),
     ".velocity": ("GuidedVelocity",),
 }
 """The public names by the module that each is imported from when it is first asked for: torch takes seconds,

@@ -1,6 +1,6 @@
 """From a source to the parts of a model: look once, by headers alone (`find`), then `read` the weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmdit import MMDiT, MMDiTConfig
+from textenc import TextEncoder
 from vae import VAE, VAEConfig
 from weights import MissingComponent, Source, resolve
 from weights.build import check_fit
@@ -50,7 +51,11 @@ class Found:
     @property
     def fingerprint(self) -> str:
         """A hash by which other weights are told: of each file's header, length, and a few of its pages."""
-        return fingerprint([component for _, component in sorted(self.components.items())])
+        return self.fingerprint_of(self.components)
+
+    def fingerprint_of(self, parts: Collection[str]) -> str:
+        """The same hash of some parts alone."""
+        return fingerprint([component for part, component in sorted(self.components.items()) if part in parts])
 
     @property
     def variant(self) -> str:
@@ -150,28 +155,46 @@ def read(
         SettingsError: there is no such device, or no such part.
         CheckpointError: weights are not finite, or a file cannot be read.
     """
-    device = as_device(device)
-    dtypes = _dtypes(device, dtype)
-
-    def one(part: str) -> nn.Module:
-        return load_component(found.components[part], device, dtypes[part], found.modules[part])
-
-    encoders = {part: found.components[part] for part in ENCODERS if part in found.components}
-    text = None
-    if encoders:
-        widths = widths_of(found.components)
-        text = join_textenc(
-            encoders, found.modules, found.tokenizers, widths, device, dtypes, one_by_one=one_by_one
-        )
     return Model(
-        mmdit=cast(MMDiT, one("mmdit")),
-        vae=cast(VAE, one("vae")),
-        text=text,
+        mmdit=cast(MMDiT, read_part(found, "mmdit", device, dtype)),
+        vae=cast(VAE, read_part(found, "vae", device, dtype)),
+        text=read_text(found, device, dtype, one_by_one=one_by_one),
         model=found.model,
         size=found.size,
         sources=found.sources,
         weights=found.fingerprint,
         variant=found.variant,
+    )
+
+
+def read_part(
+    found: Found,
+    part: str,
+    device: torch.device | str,
+    dtype: torch.dtype | Mapping[str, torch.dtype | None] | None,
+) -> nn.Module:
+    """Read the weights of one part; arguments and errors as in `read`."""
+    device = as_device(device)
+    dtypes = _dtypes(device, dtype)
+    return load_component(found.components[part], device, dtypes[part], found.modules[part])
+
+
+def read_text(
+    found: Found,
+    device: torch.device | str,
+    dtype: torch.dtype | Mapping[str, torch.dtype | None] | None,
+    *,
+    one_by_one: bool = False,
+) -> TextEncoder | None:
+    """Read the text encoders, None where there are none; arguments and errors as in `read`."""
+    device = as_device(device)
+    encoders = {part: found.components[part] for part in ENCODERS if part in found.components}
+    if not encoders:
+        return None
+    widths = widths_of(found.components)
+    dtypes = _dtypes(device, dtype)
+    return join_textenc(
+        encoders, found.modules, found.tokenizers, widths, device, dtypes, one_by_one=one_by_one
     )
 
 
