@@ -14,10 +14,30 @@ from ..train import methods
 from .model import SOURCES, add_source
 from .options import add_settings, given_settings
 
-SUMMARY = "train a LoRA, or the model that comes with this project"
+SUMMARY = "fine-tune a model, or make the one that comes with this project"
 
 MODES = {
     "lora": ("train a LoRA", "LoraTraining", "sd35.train.lora", "train_lora"),
+    "dreambooth": (
+        "teach one subject and keep its class",
+        "DreamBoothTraining",
+        "sd35.train.dreambooth",
+        "train_dreambooth",
+    ),
+    "full": ("train all weights of a transformer", "FullTraining", "sd35.train.full", "train_full"),
+    "controlnet": (
+        "train a ControlNet on pairs of pictures",
+        "ControlNetTraining",
+        "sd35.train.controlnet",
+        "train_controlnet",
+    ),
+    "vae": ("train an autoencoder", "VaeTraining", "sd35.train.vae", "train_vae"),
+    "reflow": (
+        "straighten a flow by its own pairs: --data is a file of prompts",
+        "ReflowTraining",
+        "sd35.train.reflow",
+        "train_reflow",
+    ),
 }
 """Way of training to its help, the name of its settings, and where its function is."""
 
@@ -27,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes = parser.add_subparsers(dest="mode", metavar="WHAT", required=True)
     for name, (told, settings, _, _) in MODES.items():
         mode = modes.add_parser(name, help=told, description=told)
-        _add_places(mode)
-        add_settings(mode, "training", getattr(methods, settings))
+        way = getattr(methods, settings)
+        _add_places(mode, name)
+        add_settings(mode, "training", way, but=way.without)
         mode.add_argument(
             "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error arose"
         )
@@ -45,34 +66,51 @@ def run(args: argparse.Namespace) -> int:
     sources = {name: place for name in SOURCES if (place := getattr(args, name)) is not None}
     places: dict[str, Any] = {
         "sources": sources,
-        "validation_data": args.validation_data,
-        "cache": args.cache,
+        "validation_data": getattr(args, "validation_data", None),
+        "cache": getattr(args, "cache", None),
         "resume": args.resume,
         "device": args.device,
         "dtype": args.dtype,
         "progress": sys.stderr.isatty(),
     }
     given = given_settings(args, getattr(methods, settings))
+    given |= {name: vars(args)[name] for name in ("class_data", "control_data") if name in vars(args)}
     print(train(args.model or "tiny", args.data, args.output, places=places, **given))
     return 0
 
 
-def _add_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="pictures with captions: NAME.txt, NAME.json or metadata.jsonl",
-    )
+def _add_places(parser: argparse.ArgumentParser, way: str) -> None:
+    """What is read and written."""
+    what = "prompts, one in each line" if way == "reflow" else "pictures, with captions NAME.txt, ..."
+    parser.add_argument("--data", type=Path, required=True, metavar="PATH", help=what)
+    if way == "controlnet":
+        parser.add_argument(
+            "--control-data",
+            type=Path,
+            required=True,
+            metavar="DIR",
+            help="control pictures, of the same names",
+        )
+    if way == "dreambooth":
+        parser.add_argument(
+            "--class-data", type=Path, metavar="DIR", help="class pictures (default: OUTPUT/class, drawn)"
+        )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
-    parser.add_argument(
-        "--validation-data", type=Path, metavar="DIR", help="pictures to validate with (default: of --data)"
-    )
-    parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="folder of latents and encodings (default: OUTPUT/cache)"
-    )
+    if way not in ("vae", "reflow"):
+        parser.add_argument(
+            "--validation-data",
+            type=Path,
+            metavar="DIR",
+            help="pictures to validate with (else of --data)",
+        )
+    if way != "vae":
+        parser.add_argument(
+            "--cache",
+            type=Path,
+            metavar="DIR",
+            help="latents and encodings (default: OUTPUT/cache)",
+        )
 
 
 def _add_tiny(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,8 @@ A batch is a function of the seed and of its number alone, so that a run that is
 by several processes, sees what it would have seen.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -17,13 +17,14 @@ from textenc import TextEncoder
 from vae import VAE
 from vae.image import read
 
+from ..adapters.control import control_image
 from ..errors import SettingsError, check_finite
 from ..found import Found, read_part, read_text
 from ..noise import seeded
 from ..size import check_size
 from .buckets import batches, bucket_sizes, fitted, nearest
 from .cache import Cache, digest
-from .folder import Example
+from .folder import PICTURES, Example
 from .settings import Training
 
 ORDER, CHANCE = 1, 2
@@ -42,6 +43,14 @@ class Batch(NamedTuple):
     """(B, 2048)."""
     captions: tuple[str, ...]
     """Empty where one was dropped."""
+    control: Tensor | None = None
+    """Latents of control pictures, shaped as the latents."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        control = None if self.control is None else self.control.to(device)
+        latents, context, pooled = (tensor.to(device) for tensor in self[:3])
+        return Batch(latents, context, pooled, self.captions, control)
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,12 @@ class Sample:
     size: tuple[int, int]
     latents: tuple[str, ...]
     """As it is, and mirrored where that is asked for."""
-    text: str
-    empty: str
+    control: tuple[str, ...] = ()
+    """Of the control picture, likewise."""
+    text: str = ""
+    empty: str = ""
     """The empty text, as many tokens long."""
-    tokens: int
+    tokens: int = 0
 
 
 class Data:
@@ -69,7 +80,7 @@ class Data:
     @property
     def digest(self) -> str:
         """A hash of pictures, sizes and captions."""
-        return digest(*(f"{sample.latents}{sample.text}" for sample in self.samples))
+        return digest(*(f"{one.latents}{one.control}{one.text}" for one in self.samples))
 
     def batch(self, number: int) -> Batch:
         """The batch of a number, 0 being the first of the first epoch."""
@@ -78,20 +89,20 @@ class Data:
         epoch, place = divmod(number, per_epoch)
         chosen = [self.samples[index] for index in self._order(epoch, size, seed)[place]]
         chance = torch.rand(2, size, generator=seeded(seed, CHANCE, number)).tolist()
-        latents = [
-            self.cache.read(sample.latents[1 if mirrored < 0.5 and len(sample.latents) > 1 else 0])["latents"]
-            for sample, mirrored in zip(chosen, chance[1], strict=True)
-        ]
+        mirrored = [1 if one < 0.5 and self.training.flip else 0 for one in chance[1]]
+        keys = [sample.latents[which] for sample, which in zip(chosen, mirrored, strict=True)]
+        control = [s.control[which] for s, which in zip(chosen, mirrored, strict=True) if s.control]
         dropped = [one < self.training.caption_dropout for one in chance[0]]
         texts = [
             self.cache.read(sample.empty if drop else sample.text)
             for sample, drop in zip(chosen, dropped, strict=True)
         ]
         return Batch(
-            torch.cat(latents).float(),
+            self._latents(keys),
             torch.cat([text["context"] for text in texts]),
             torch.cat([text["pooled"] for text in texts]),
             tuple(EMPTY if drop else s.example.caption for s, drop in zip(chosen, dropped, strict=True)),
+            self._latents(control) if control else None,
         )
 
     def fixed(self, count: int) -> list[Batch]:
@@ -99,9 +110,14 @@ class Data:
         found = []
         for sample in self.samples[:count]:
             text = self.cache.read(sample.text)
-            latents = self.cache.read(sample.latents[0])["latents"].float()
-            found.append(Batch(latents, text["context"], text["pooled"], (sample.example.caption,)))
+            control = self._latents(sample.control[:1]) if sample.control else None
+            latents, caption = self._latents(sample.latents[:1]), (sample.example.caption,)
+            found.append(Batch(latents, text["context"], text["pooled"], caption, control))
         return found
+
+    def _latents(self, keys: Sequence[str]) -> Tensor:
+        """Of these keys, one after the other."""
+        return torch.cat([self.cache.read(key)["latents"] for key in keys]).float()
 
     def _order(self, epoch: int, size: int, seed: int) -> list[list[int]]:
         if self._epoch[0] != epoch:
@@ -123,6 +139,7 @@ def prepare(
     device: torch.device,
     dtype: torch.dtype | None = None,
     *,
+    control_type: str | None = None,
     progress: bool = False,
 ) -> Data:
     """Encode pictures and captions that are not in the cache yet; the encoders are freed at the end.
@@ -134,19 +151,27 @@ def prepare(
         cache: where to.
         device: where the encoders run.
         dtype: what they compute in; None as in `sd35.load`.
+        control_type: what control pictures show, see `control_image`; None encodes them as they are.
         progress: show bars on stderr.
 
     Raises:
         SettingsError: a picture cannot be read, a size that the model does not draw, or a bad cache.
     """
-    samples = _placed(found, examples, training)
-    _encode_pictures(found, samples, cache, device, dtype, progress=progress)
+    samples = _placed(found, examples, training, control_type)
+    wanted = {key: (s.example.path, s.size, None) for s in samples for key in s.latents}
+    wanted |= {
+        key: (s.example.control, s.size, control_type)
+        for s in samples
+        for key in s.control
+        if s.example.control is not None
+    }
+    _encode_pictures(found, wanted, cache, device, dtype, progress=progress)
     captions = [sample.example.caption for sample in samples]
     tokens = encode_texts(found, captions, cache, device, dtype, progress=progress)
     return Data(
         cache,
         [
-            Sample(s.example, s.size, s.latents, text_key(s.example.caption), empty_key(n), n)
+            replace(s, text=text_key(s.example.caption), empty=empty_key(n), tokens=n)
             for s, n in zip(samples, tokens, strict=True)
         ],
         training,
@@ -163,7 +188,26 @@ def empty_key(tokens: int) -> str:
     return f"texts/empty-{tokens}"
 
 
-def _placed(found: Found, examples: Sequence[Example], training: Training) -> list[Sample]:
+def with_control(examples: Sequence[Example], folder: Path, control: Path) -> list[Example]:
+    """Give each picture the control picture of the same name in another folder.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    found = []
+    for example in examples:
+        name = example.path.relative_to(folder)
+        paths = [control / name.with_suffix(suffix) for suffix in (name.suffix, *PICTURES)]
+        path = next((one for one in paths if one.is_file()), None)
+        if path is None:
+            raise SettingsError(f"there is no control picture {paths[0]} to {example.path}")
+        found.append(replace(example, control=path))
+    return found
+
+
+def _placed(
+    found: Found, examples: Sequence[Example], training: Training, control_type: str | None
+) -> list[Sample]:
     """Each picture's size and keys."""
     side = training.resolution or min(found.size)
     check_size(side, side, found.mmdit, found.vae)
@@ -173,32 +217,36 @@ def _placed(found: Found, examples: Sequence[Example], training: Training) -> li
     placed = []
     for example in examples:
         size = nearest(example.size, sizes)
-        name = f"latents/{digest(example.path.read_bytes())}-{size[0]}x{size[1]}"
-        keys = (name, name + MIRRORED) if training.flip else (name,)
-        placed.append(Sample(example, size, keys, "", "", 0))
+        names = [f"latents/{digest(example.path.read_bytes())}-{size[0]}x{size[1]}"]
+        if example.control is not None:
+            kind = control_type or "plain"
+            names.append(f"control/{digest(example.control.read_bytes())}-{kind}-{size[0]}x{size[1]}")
+        keys = [(name, name + MIRRORED) if training.flip else (name,) for name in names]
+        placed.append(Sample(example, size, keys[0], keys[1] if len(keys) > 1 else ()))
     return placed
 
 
 def _encode_pictures(
     found: Found,
-    samples: Sequence[Sample],
+    wanted: Mapping[str, tuple[Path, tuple[int, int], str | None]],
     cache: Cache,
     device: torch.device,
     dtype: torch.dtype | None,
     *,
     progress: bool,
 ) -> None:
-    """Fill the cache with the mean latents of pictures."""
-    keys = {key: sample for sample in samples for key in sample.latents}
-    missing = [key for key in keys if not cache.has(key)]
-    for key in keys.keys() - set(missing):
+    """Fill the cache with the mean latents of pictures: key to path, size, and what it shows for control."""
+    missing = [key for key in wanted if not cache.has(key)]
+    for key in wanted.keys() - set(missing):
         cache.read(key)
     if not missing:
         return
     vae = cast(VAE, read_part(found, "vae", device, dtype))
 
     def encode(key: str) -> dict[str, Tensor]:
-        image = fitted(_read(keys[key].example), keys[key].size)
+        path, size, control_type = wanted[key]
+        image = fitted(_read(path), size)
+        image = image if control_type is None else control_image(image, control_type)
         image = image.flip(3) if key.endswith(MIRRORED) else image
         with torch.no_grad():
             latents = vae.encode(image.to(device))
@@ -208,11 +256,11 @@ def _encode_pictures(
         cache.kept(key, lambda key=key: encode(key))
 
 
-def _read(example: Example) -> Tensor:
+def _read(path: Path) -> Tensor:
     try:
-        return read(example.path)
+        return read(path)
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{example.path} is damaged ({error}): mend or remove it") from error
+        raise SettingsError(f"{path} is damaged ({error}): mend or remove it") from error
 
 
 def encode_texts(

@@ -24,6 +24,8 @@ class Example:
     caption: str
     size: tuple[int, int]
     """Width and height, as seen."""
+    control: Path | None = None
+    """A control picture of the same size, for a ControlNet."""
 
 
 def read_folder(

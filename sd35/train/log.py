@@ -20,13 +20,18 @@ class Log:
         more: columns beside `COLUMNS`.
         after: the step that a resumed run goes on from; rows behind it are of steps that are taken again.
         tensorboard: also write for TensorBoard.
+        silent: write nothing; of several processes, one writes.
 
     Raises:
         SettingsError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, more: Sequence[str], *, after: int, tensorboard: bool) -> None:
-        self.path, self.columns = folder / FILE, [*COLUMNS, *more]
+    def __init__(
+        self, folder: Path, more: Sequence[str], *, after: int, tensorboard: bool, silent: bool = False
+    ) -> None:
+        self.path, self.columns, self.silent = folder / FILE, [*COLUMNS, *more], silent
+        if silent:
+            return
         self._board: Any = _board(folder / "tensorboard") if tensorboard else None
         rows = []
         if after and self.path.exists():
@@ -39,6 +44,8 @@ class Log:
 
     def add(self, row: Mapping[str, float]) -> None:
         """Add the row of a step; it is on disk when this returns."""
+        if self.silent:
+            return
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow({name: f"{row[name]:.8g}" for name in row})
         if self._board is not None:

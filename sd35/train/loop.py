@@ -18,6 +18,7 @@ from .log import Log
 from .optimizer import Masters, Optimizer, learning_rate
 from .settings import Training
 from .state import FILE, load_state, save_state
+from .world import World
 
 Loss = Callable[[int], Tensor]
 """loss(number) of a micro-batch, counted from 0 over the whole run: a function of that number and of the
@@ -49,6 +50,7 @@ class Run:
     resume: bool = False
     progress: bool = False
     watch: Watch = field(default_factory=Watch)
+    world: World = field(default_factory=World)
 
 
 def new_folder(folder: Path, *, resume: bool) -> Path:
@@ -85,11 +87,13 @@ def fit(
         DivergedError: not a number; the state of the last good step is on disk.
         SettingsError: the run that is resumed is another.
     """
-    learner, watch = Learner(parameters, training), run.watch
+    learner, watch, world = Learner(parameters, training, run.world), run.watch, run.world
     start = saved = learner.restore(run) if run.resume else 0
     levels = [f"validation {level:g}" for level in watch.sigmas]
-    log = Log(run.folder, ["validation", *levels], after=start, tensorboard=training.tensorboard)
-    bar = tqdm(total=training.steps, initial=start, unit="step", disable=not run.progress)
+    columns = ["validation", *levels]
+    log = Log(run.folder, columns, after=start, tensorboard=training.tensorboard, silent=not world.is_main)
+    shown = run.progress and world.is_main
+    bar = tqdm(total=training.steps, initial=start, unit="step", disable=not shown)
     for step in range(start + 1, training.steps + 1):
         began = time.monotonic()
         row = learner.gradients(loss, step)
@@ -110,7 +114,7 @@ def fit(
         if _due(step, training.save_every, training.steps):
             learner.save(step, run, export)
             saved = step
-        if watch.sample is not None and _due(step, training.sample_every, training.steps):
+        if watch.sample is not None and world.is_main and _due(step, training.sample_every, training.steps):
             with learner.averaged():
                 watch.sample(step)
     bar.close()
@@ -122,10 +126,13 @@ class Learner:
     Args:
         parameters: what is trained, by name.
         training: the settings.
+        world: the processes that share each batch.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], training: Training) -> None:
-        self.training = training
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], training: Training, world: World | None = None
+    ) -> None:
+        self.training, self.world = training, world or World()
         self.masters = Masters(parameters)
         self.optimizer = Optimizer(self.masters.wide, training)
         ema = training.ema
@@ -140,8 +147,10 @@ class Learner:
             (value / count).backward()
             self.masters.collect()
             values.append(value.detach())
+        mean = torch.stack(values).mean()
+        self.world.average([mean, *(one.grad for one in self.masters.wide.values() if one.grad is not None)])
         norm = self.masters.gradient_norm(self.training.clip)
-        return {"step": step, "loss": float(torch.stack(values).mean()), "gradient_norm": norm}
+        return {"step": step, "loss": float(mean), "gradient_norm": norm}
 
     def update(self, step: int) -> None:
         """Move the weights along the gradients."""
@@ -162,6 +171,8 @@ class Learner:
     def save(self, step: int, run: Run, export: Callable[[Path], None]) -> None:
         """Write what has been learned, and the state from which the run goes on."""
         self.masters.clear()
+        if not self.world.is_main:
+            return
         with self.averaged():
             export(run.folder)
         tensors = {

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from .. import fields
+from mmdit import MMDiT
+
 from ..documented import takes
 from ..found import Place
 from .blocks import prepare_blocks
@@ -15,8 +16,9 @@ from .fresh import fresh_lora, save_lora
 from .loop import fit
 from .memory import memory_of
 from .methods import LoraTraining
-from .objective import draw, on, velocity_loss
-from .session import Places, Session, read_anew
+from .objective import LossOf, velocity_loss
+from .session import Places, Session
+from .settings import training_of
 from .targets import TEXT_TARGETS, target_paths
 
 FILE = "lora.safetensors"
@@ -49,10 +51,24 @@ def train_lora(
         SettingsError: anything that cannot be trained with, before work starts.
         DivergedError: the loss is not a number; the weights before are on disk.
     """
-    training = fields.build(LoraTraining, given)
+    training = training_of(LoraTraining, given)
     session = Session(Places(source=source, data=data, output=output, **(places or {})), training, "lora")
+    session.read_data()
+    return learn_lora(session, training, session.transformer(), session.loss_of(velocity_loss))
 
-    mmdit = session.transformer()
+
+def learn_lora(
+    session: Session, training: LoraTraining, mmdit: MMDiT, loss_of: LossOf, **made_of: str
+) -> Path:
+    """Put a LoRA on a transformer, and on CLIP where that is asked for, and train it.
+
+    Args:
+        session: of the run.
+        training: the settings.
+        mmdit: the transformer.
+        loss_of: see `LossOf`.
+        made_of: hashes of what else the weights depend on.
+    """
     text = session.clips() if training.text_target else None
     model = SimpleNamespace(mmdit=mmdit, text=text)
     paths = {"mmdit": target_paths(mmdit, training.target)}
@@ -63,16 +79,14 @@ def train_lora(
     parameters = fresh_lora(
         model, paths, rank=training.rank, alpha=alpha, dora=training.dora, seed=training.seed
     )
-    session.say(f"LoRA of rank {training.rank}: {memory_of(mmdit, parameters, session.data, training)}")
+    session.say(f"LoRA of rank {training.rank}: {memory_of(mmdit, parameters, session.largest, training)}")
     prepare_blocks(mmdit, training)
 
     def loss(number: int) -> Tensor:
-        batch = on(session.device, read_anew(text, session.data.batch(number)))
-        drawn = draw(batch.latents.shape, training, number).to(session.device)
-        return velocity_loss(mmdit, batch, drawn, training)
+        return loss_of(mmdit, text, number)
 
     def export(folder: Path) -> None:
         save_lora(model, folder / FILE, cast(Any, training.spelling))
 
-    fit(parameters, loss, training, session.run(mmdit, mmdit, text), export)
+    fit(parameters, loss, training, session.run(mmdit, text, made_of=made_of), export)
     return session.folder / FILE

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mmdit import MMDiT
 
-from .data import Data
 from .settings import Training
 
 GB = 1e9
@@ -42,7 +41,12 @@ class Memory:
         )
 
 
-def memory_of(mmdit: MMDiT, parameters: Mapping[str, nn.Parameter], data: Data, training: Training) -> Memory:
+def memory_of(
+    mmdit: MMDiT,
+    parameters: Mapping[str, nn.Parameter],
+    largest: tuple[int, int, int],
+    training: Training,
+) -> Memory:
     """What training takes with these parameters on these pictures, on the device of the network.
 
     Activations are measured, on two small pictures, and grow in a straight line with the number of tokens:
@@ -51,16 +55,15 @@ def memory_of(mmdit: MMDiT, parameters: Mapping[str, nn.Parameter], data: Data, 
     Args:
         mmdit: the transformer, with what is trained in place, before its blocks are checkpointed.
         parameters: what is trained.
-        data: the largest of its sizes counts.
+        largest: width, height and tokens of text of the largest picture.
         training: the settings.
     """
     count = sum(one.numel() for one in parameters.values())
     narrow = sum(one.numel() for one in parameters.values() if one.element_size() < 4)
     each = STATES[training.optimizer] + 4 + (4 if training.ema is not None else 0)
     patch = 8 * mmdit.config.patch_size
-    tokens = max(width * height for width, height in (sample.size for sample in data.samples)) / patch**2
-    batch = training.batch_size
-    text = data.samples[0].tokens
+    width, height, text = largest
+    tokens, batch = width * height / patch**2, training.batch_size
     low, high = (_kept(mmdit, side, text) for side in SIDES)
     slope = (high - low) / (SIDES[1] ** 2 - SIDES[0] ** 2)
     kept = batch * (low + slope * (tokens - SIDES[0] ** 2))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from .. import fields
 from ..errors import SettingsError
@@ -19,6 +19,9 @@ def _weights() -> tuple[str, ...]:
     from flow.objective import Weight
 
     return get_args(Weight)
+
+
+ADAMS = ("adamw", "adamw8bit")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Training:
         SettingsError: a value that cannot be trained with, or that has no effect beside the others.
     """
 
-    optimizers: ClassVar[tuple[str, ...]] = ("adamw", "adamw8bit")
+    without: ClassVar[tuple[str, ...]] = ()
+    """Settings that a way of training does not have."""
 
     steps: int = setting(1000, Whole(1), "optimizer steps", decides="flow")
     batch_size: int = setting(1, Whole(1), "pictures of a micro-batch", decides="flow")
@@ -56,7 +60,7 @@ class Training:
     learning_rate: float = rate(1e-4)
     optimizer: str = setting(
         "adamw",
-        Name(lambda: ("adamw", "adamw8bit", "muon")),
+        Name(lambda: (*ADAMS, "muon")),
         "adamw, adamw8bit (bitsandbytes, on a CUDA card), or for whole models muon",
         decides="flow",
     )
@@ -164,9 +168,26 @@ class Training:
 
     def __post_init__(self) -> None:
         fields.check(self)
-        if self.optimizer not in self.optimizers:
-            raise SettingsError(
-                f"optimizer must be one of {', '.join(self.optimizers)} here, got {self.optimizer!r}"
-            )
+        if self.optimizer not in ADAMS and not self.trains_whole:
+            raise SettingsError(f"{self.optimizer} is for whole models: choose {' or '.join(ADAMS)}")
         if self.warmup >= self.steps:
             raise SettingsError(f"warmup of {self.warmup} leaves nothing of {self.steps} steps")
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether all weights of a network are trained, and no LoRA."""
+        return False
+
+
+Way = TypeVar("Way", bound=Training)
+
+
+def training_of(way: type[Way], given: Mapping[str, Any]) -> Way:
+    """The settings of a way of training, of what a user gave.
+
+    Raises:
+        SettingsError: an unknown name, a value that cannot be trained with, or one without effect.
+    """
+    if idle := sorted(given.keys() & set(way.without)):
+        raise SettingsError(f"{', '.join(idle)} has no effect on this way of training: leave it out")
+    return fields.build(way, given)

@@ -143,7 +143,7 @@ def test_a_run_is_not_resumed_as_another(trained, model_folder, pictures, settin
         ),
         ({"target": ("joint_blocks.*.x_block.atn.qkv",)}, "matches no linear layer; did you mean .*attn.qkv"),
         ({"warmup": 4}, "leaves nothing of 4 steps"),
-        ({"optimizer": "muon"}, "optimizer must be one of adamw, adamw8bit here"),
+        ({"optimizer": "muon"}, "muon is for whole models: choose adamw or adamw8bit"),
         ({"ema_power": 0.5}, "ema_power has no effect here, only with ema"),
         ({"resolution": 40}, "multiple of 16"),
         ({"resolution": 512}, "at most 128"),

@@ -1,6 +1,7 @@
 """Losses, gradients and weights after three steps, against the peers' own training scripts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import weights
+from mmdit.model import spread
 from sd35.train.data import Batch
+from sd35.train.dreambooth import preserved
 from sd35.train.ema import Average, ema_decay
 from sd35.train.fresh import fresh_lora
 from sd35.train.loop import Learner
-from sd35.train.methods import LoraTraining
+from sd35.train.methods import DreamBoothTraining, LoraTraining
 from sd35.train.objective import Draw, velocity_loss
 from sd35.train.settings import Training
 from sd35.train.targets import target_paths
@@ -60,6 +63,21 @@ def lora(shared_reference):
     return golden, config, fresh
 
 
+def preserved_loss(model, batch, drawn, training, weight):
+    """DreamBooth's own way to join the two means, on a batch whose second half is class pictures."""
+    halves = [
+        (Batch(*(one[rows] for one in batch[:3]), ("",) * 2), Draw(*(one[rows] for one in drawn)))
+        for rows in (slice(2), slice(2, None))
+    ]
+
+    def of(half):
+        return lambda predict, _, __: velocity_loss(predict, *halves[half], training)
+
+    told = DreamBoothTraining(class_prompt=("x",), prior_weight=weight)
+    session = SimpleNamespace(loss_of=lambda objective, data=None, apart=0: of(0 if data is None else 1))
+    return preserved(session, told, "class")(model, None, 0)
+
+
 def _theirs(name):
     _, _, block, stream, _, layer, third, _ = name.split(".")
     own = {"qkv": ("to_q", "to_k", "to_v"), "proj": ("to_out.0",)}
@@ -96,14 +114,12 @@ def test_lora_losses_and_gradients_are_the_scripts(lora, case) -> None:
     weight = told["weighting"] if told["weighting"] in ("sigma_sqrt", "cosmap") else "none"
     training = Training(weight=weight, precondition=told["precondition"])
     rows = len(golden[f"{case}/sigma"])
-    loss = velocity_loss(
-        model,
-        batch_of(golden, rows),
-        Draw(golden[f"{case}/noise"], golden[f"{case}/sigma"]),
-        training,
-        prior=rows // 2 if told["prior_preservation"] else 0,
-        prior_weight=told["prior_loss_weight"],
-    )
+    drawn = Draw(golden[f"{case}/noise"], golden[f"{case}/sigma"])
+    batch = batch_of(golden, rows)
+    if told["prior_preservation"]:
+        loss = preserved_loss(model, batch, drawn, training, told["prior_loss_weight"])
+    else:
+        loss = velocity_loss(model, batch, drawn, training)
     loss.backward()
     assert loss.item() == pytest.approx(golden[f"{case}/loss"].item(), rel=1e-6)
     norms = [named[name].grad.norm() for name in config["grad_norm_order"]]
@@ -125,7 +141,7 @@ def test_three_steps_of_a_lora_are_the_scripts(lora) -> None:
 
     def loss(step):
         drawn = Draw(golden[f"adamw/step{step}/noise"], golden[f"adamw/step{step}/sigma"])
-        return velocity_loss(model, batch_of(golden, 4), drawn, training, prior=2)
+        return preserved_loss(model, batch_of(golden, 4), drawn, training, 1.0)
 
     learner = Learner(parameters, training)
     for step in range(3):
@@ -176,3 +192,54 @@ def test_the_average_decays_as_the_peers(shared_reference) -> None:
         weight.copy_(value)
         average.update(step)
         assert torch.allclose(average.values["w"], shadow, rtol=1e-12, atol=0)
+
+
+def test_three_steps_of_a_controlnet_are_the_scripts(shared_reference) -> None:
+    """Of the released kind, begun at zero; key biases, whose gradient is zero but for rounding, left out."""
+    golden, config = stored(shared_reference, "controlnet_step")
+    base = base_of(shared_reference, "controlnet_8b_like", "weights/base/").requires_grad_(False)
+    tensors = load_file(shared_reference / "parity" / "controlnet_8b_like.safetensors")
+    start = "weights/controlnet/"
+    state = {key.removeprefix(start): one.float() for key, one in tensors.items() if key.startswith(start)}
+    net = weights.build_controlnet(state).float()
+    net.load_state_dict(state)
+    for name, parameter in net.named_parameters():
+        if name.startswith(("controlnet_blocks", "pos_embed_input")):
+            torch.nn.init.zeros_(parameter)
+    told = config["optimizer"]
+    training = Training(
+        precondition=True, learning_rate=told["lr"], weight_decay=told["weight_decay"], schedule="constant"
+    )
+    batch = batch_of(golden, 3)._replace(control=golden["in/control_latents"])
+
+    def predict(x, sigma, context, pooled):
+        residuals = spread(net(base, x, sigma, pooled, batch.control), base.config.depth, "diffusers")
+        return base(x, sigma, context, pooled, residuals=residuals)
+
+    def loss(step):
+        drawn = Draw(golden[f"8b/step{step}/noise"], golden[f"8b/step{step}/sigma"])
+        return velocity_loss(predict, batch, drawn, training)
+
+    learner = Learner(dict(net.named_parameters()), training)
+    for step in range(3):
+        row = learner.gradients(loss, step + 1)
+        assert row["loss"] == pytest.approx(golden[f"8b/step{step}/loss"].item(), rel=1e-5)
+        assert row["gradient_norm"] == pytest.approx(
+            golden["8b/grad_norm_before_clip"][step].item(), rel=1e-5
+        )
+        with_gradient = {name.split(".")[0] for name, one in net.named_parameters() if one.grad.norm() > 0}
+        assert with_gradient == set(config["info"][f"8b/step{step}/parts with a gradient"])
+        learner.update(step + 1)
+    ours = {"attn.to_out.0": "attn.proj", "ff.net.0.proj": "mlp.fc1", "ff.net.2": "mlp.fc2"}
+    ours["norm1.linear"] = "adaLN_modulation.1"
+    found = dict(net.named_parameters())
+    compared = 0
+    for key in [
+        key for key in golden if key.startswith("8b/after3/") and ".to_" not in key.split(".to_out")[0]
+    ]:
+        name = key.removeprefix("8b/after3/")
+        for theirs, own in ours.items():
+            name = name.replace(theirs, own)
+        assert (found[name] - golden[key]).abs().max() < 0.01 * told["lr"], name
+        compared += 1
+    assert compared == 10
