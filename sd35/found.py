@@ -55,7 +55,9 @@ class Found:
 
     def fingerprint_of(self, parts: Collection[str]) -> str:
         """The same hash of some parts alone."""
-        return fingerprint([component for part, component in sorted(self.components.items()) if part in parts])
+        return fingerprint(
+            [component for part, component in sorted(self.components.items()) if part in parts]
+        )
 
     @property
     def variant(self) -> str:

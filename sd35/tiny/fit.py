@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..saved.write import written
 from ..train.muon import Muon
-from .together import approach_all, copy_all
+from ..train.together import approach_all, copy_all
 
 REPORT = 15.0  # seconds between two lines of a report
 
