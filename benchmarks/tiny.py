@@ -35,10 +35,9 @@ from second_judge import faults  # noqa: E402
 import flow  # noqa: E402
 import sd35  # noqa: E402
 from sd35.device import as_device  # noqa: E402
-from sd35.noise import draw_noise, generators  # noqa: E402
+from sd35.noise import draw_noise, generators, seeded  # noqa: E402
 from sd35.tiny.autoencoder import NOISE, psnr, read_back  # noqa: E402
 from sd35.tiny.captions import Claim, ShapeClaim, held_out_prompts, open_prompts, parse  # noqa: E402
-from sd35.tiny.fit import seeded  # noqa: E402
 from sd35.tiny.painting import draw  # noqa: E402
 from sd35.tiny.scenes import Scene, training_scene  # noqa: E402
 from sd35.tiny.transformer import JITTER  # noqa: E402

@@ -52,6 +52,12 @@ if TYPE_CHECKING:
     from .tasks.edit import Edited as Edited
     from .tasks.generate import Generation as Generation
     from .tasks.invert import Inverted as Inverted
+    from .train.controlnet import train_controlnet as train_controlnet
+    from .train.dreambooth import train_dreambooth as train_dreambooth
+    from .train.full import train_full as train_full
+    from .train.lora import train_lora as train_lora
+    from .train.reflow import train_reflow as train_reflow
+    from .train.vae import train_vae as train_vae
     from .velocity import GuidedVelocity as GuidedVelocity
 
 HOMES = {
@@ -83,6 +89,12 @@ HOMES = {
     ".tasks.edit": ("Edited",),
     ".tasks.generate": ("Generation",),
     ".tasks.invert": ("Inverted",),
+    ".train.controlnet": ("train_controlnet",),
+    ".train.dreambooth": ("train_dreambooth",),
+    ".train.full": ("train_full",),
+    ".train.lora": ("train_lora",),
+    ".train.reflow": ("train_reflow",),
+    ".train.vae": ("train_vae",),
     ".velocity": ("GuidedVelocity",),
 }
 """The public names by the module that each is imported from when it is first asked for: torch takes seconds,

@@ -1,6 +1,6 @@
 """From a source to the parts of a model: look once, by headers alone (`find`), then `read` the weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmdit import MMDiT, MMDiTConfig
+from textenc import TextEncoder
 from vae import VAE, VAEConfig
 from weights import MissingComponent, Source, resolve
 from weights.build import check_fit
@@ -55,7 +56,13 @@ class Found:
     @property
     def fingerprint(self) -> str:
         """A hash by which other weights are told: of each file's header, length, and a few of its pages."""
-        return fingerprint([component for _, component in sorted(self.components.items())])
+        return self.fingerprint_of(self.components)
+
+    def fingerprint_of(self, parts: Collection[str]) -> str:
+        """The same hash of some parts alone."""
+        return fingerprint(
+            [component for part, component in sorted(self.components.items()) if part in parts]
+        )
 
     @property
     def variant(self) -> str:
@@ -174,32 +181,10 @@ def read(
         SettingsError: there is no such device, or no such part.
         CheckpointError: weights are not finite, or a file cannot be read.
     """
-    device = as_device(device)
-    dtypes = _dtypes(device, dtype)
-
-    def one(part: str) -> nn.Module:
-        return load_component(
-            found.components[part], device, dtypes[part], found.modules[part], unpack=unpack
-        )
-
-    encoders = {part: found.components[part] for part in ENCODERS if part in found.components}
-    text = None
-    if encoders:
-        widths = widths_of(found.components)
-        text = join_textenc(
-            encoders,
-            found.modules,
-            found.tokenizers,
-            widths,
-            device,
-            dtypes,
-            one_by_one=one_by_one,
-            unpack=unpack,
-        )
     return Model(
-        mmdit=cast(MMDiT, one("mmdit")),
-        vae=cast(VAE, one("vae")),
-        text=text,
+        mmdit=cast(MMDiT, read_part(found, "mmdit", device, dtype, unpack=unpack)),
+        vae=cast(VAE, read_part(found, "vae", device, dtype, unpack=unpack)),
+        text=read_text(found, device, dtype, one_by_one=one_by_one, unpack=unpack),
         model=found.model,
         size=found.size,
         sources=found.sources,
@@ -212,6 +197,45 @@ def read(
 def is_of_values(recorded: str) -> bool:
     """Whether a recorded hash of a model's weights is one of every value, which is longer."""
     return len(recorded) == 2 * sha256().digest_size
+
+
+def read_part(
+    found: Found,
+    part: str,
+    device: torch.device | str,
+    dtype: torch.dtype | Mapping[str, torch.dtype | None] | None,
+    *,
+    unpack: bool = False,
+) -> nn.Module:
+    """Read the weights of one part; arguments and errors as in `read`."""
+    device = as_device(device)
+    dtypes = _dtypes(device, dtype)
+    return load_component(found.components[part], device, dtypes[part], found.modules[part], unpack=unpack)
+
+
+def read_text(
+    found: Found,
+    device: torch.device | str,
+    dtype: torch.dtype | Mapping[str, torch.dtype | None] | None,
+    *,
+    one_by_one: bool = False,
+    unpack: bool = False,
+) -> TextEncoder | None:
+    """Read the text encoders, None where there are none; arguments and errors as in `read`."""
+    device = as_device(device)
+    encoders = {part: found.components[part] for part in ENCODERS if part in found.components}
+    if not encoders:
+        return None
+    return join_textenc(
+        encoders,
+        found.modules,
+        found.tokenizers,
+        widths_of(found.components),
+        device,
+        _dtypes(device, dtype),
+        one_by_one=one_by_one,
+        unpack=unpack,
+    )
 
 
 def place_of(source: Place) -> str:

@@ -1,4 +1,4 @@
-"""The noise that a picture starts from, a function of its seed alone."""
+"""Noise as a function of seeds alone: what a picture starts from, and what training draws."""
 
 from collections.abc import Sequence
 
@@ -25,3 +25,10 @@ def draw_noise(sources: Sequence[torch.Generator], shape: Sequence[int]) -> Tens
         (B, *shape), float32.
     """
     return torch.stack([torch.randn(*shape, generator=source, dtype=torch.float32) for source in sources])
+
+
+def seeded(seed: int, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on these numbers and nothing else."""
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % 2**63
+    return torch.Generator(device).manual_seed(seed)

@@ -43,6 +43,7 @@ LIBRARIES = {
     "tqdm": ("sd35/",),
     "cv2": ("sd35/adapters/drawing.py",),  # where edges are asked for
     "scipy": ("flow/coupling.py",),  # where optimal transport is asked for
+    "bitsandbytes": ("sd35/train/optimizer.py",),  # where 8-bit Adam is asked for
 }
 """Library to the files or folders that may import it. What is not listed, nobody may."""
 

@@ -26,7 +26,8 @@ class Change(nn.Module):
                             (arXiv:2402.09353, equation 5)
         DoRA by LyCORIS     V · (s · (m / ‖V‖ - 1) + 1) with V = W + (α / r) · D
 
-    W is the layer as its trainer saw it: for q, the rows of q alone.
+    W is the layer as its trainer saw it: for q, the rows of q alone. Gradients do not pass through the norm
+    of a DoRA (its section 4.3).
     """
 
     def __init__(self, update: Update, strength: float) -> None:
@@ -90,7 +91,7 @@ class Change(nn.Module):
         role = "magnitude" if "magnitude" in self.factors else "dora_scale"
         magnitude = self.factors[role].to(base.dtype)
         magnitude = magnitude.view(-1, 1) if update.axis == 0 else magnitude.view(1, -1)
-        gain = magnitude / changed.norm(dim=1 - (update.axis or 0), keepdim=True)
+        gain = magnitude / changed.norm(dim=1 - (update.axis or 0), keepdim=True).detach()
         if update.outside:
             gain = self.strength * (gain - 1) + 1
         return changed * gain - own

@@ -58,7 +58,7 @@ def add_lora(
     adapter = read_adapter(source, {part: shapes_of(module) for part, module in parts.items()})
     _refuse_loaders(target, adapter)
     lora = Lora(Lora.of((source, scale)).source, scale, name, adapter.digest, merge)
-    rows = _install(parts, adapter, lora)
+    rows = install(parts, adapter, lora)
     report = LoraReport(
         name,
         adapter.source,
@@ -167,7 +167,7 @@ def _refuse_loaders(target: Any, adapter: Adapter) -> None:
             )
 
 
-def _install(parts: Mapping[str, nn.Module], adapter: Adapter, lora: Lora) -> list[LoraRow]:
+def install(parts: Mapping[str, nn.Module], adapter: Adapter, lora: Lora) -> list[LoraRow]:
     """Put every update in place; all of them were checked before."""
     by_path: dict[tuple[str, str], list[Change]] = defaultdict(list)
     for update in adapter.updates:

@@ -18,7 +18,25 @@ SOURCES = ("text_encoders", "clip_l", "clip_g", "t5", "tokenizers", "vae")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """What is loaded, where and how."""
+    """What is loaded to draw, where and how."""
+    group = add_source(parser, dtype="elsewhere the files' own")
+    group.add_argument(
+        "--one-by-one", action="store_true", help="keep one text encoder in memory at a time, to save memory"
+    )
+    group.add_argument(
+        "--unpack",
+        action="store_true",
+        help="turn weights in few bits (GGUF, fp8, int8) into numbers once: faster, in more memory",
+    )
+
+
+def add_source(parser: argparse.ArgumentParser, *, dtype: str) -> Any:
+    """Where the parts come from, and where they compute; gives the group of options back.
+
+    Args:
+        parser: of the command.
+        dtype: what is the default off a CPU.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m",
@@ -40,19 +58,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--t5", metavar="SOURCE", help="another source for T5, the largest text encoder")
     which.add_argument("--no-t5", dest="t5", action="store_const", const=False, help="leave T5 out")
     group.add_argument(
-        "--one-by-one", action="store_true", help="keep one text encoder in memory at a time, to save memory"
-    )
-    group.add_argument(
-        "--unpack",
-        action="store_true",
-        help="turn weights in few bits (GGUF, fp8, int8) into numbers once: faster, in more memory",
-    )
-    group.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto (the default): the fastest there is"
     )
-    group.add_argument(
-        "--dtype", help="float32 (the default on a CPU), bfloat16 or float16; elsewhere the files' own"
-    )
+    group.add_argument("--dtype", help=f"float32 (the default on a CPU), bfloat16 or float16; {dtype}")
+    return group
 
 
 def found_model(args: argparse.Namespace, settings: "Settings") -> "Found":

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from vae import SCALE, SHIFT, VAE, VAEConfig
 
+from ..noise import seeded
 from .bank import Bank
 from .colours import bias_of, colour_passing_vae
-from .fit import Plan, Run, Trainer, seeded
+from .fit import Plan, Run, Trainer
 from .painting import draw, paint_at_random
 from .scenes import training_scene
 

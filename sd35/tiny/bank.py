@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..noise import seeded
 from .captions import caption
-from .fit import seeded
 from .painting import COLUMNS, table_of
 from .scenes import Scene, choose, training_scene, usual_scene
 from .vocabulary import Tokenizers

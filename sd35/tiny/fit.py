@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..saved.write import written
-from .muon import Muon
-from .together import approach_all, copy_all
+from ..train.muon import Muon
+from ..train.together import approach_all, copy_all
 
 REPORT = 15.0  # seconds between two lines of a report
 
@@ -188,10 +188,3 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | N
     path.parent.mkdir(parents=True, exist_ok=True)
     with written(path, overwrite=True) as new:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, metadata)
-
-
-def seeded(seed: int, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that depends on these numbers and nothing else."""
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % 2**63
-    return torch.Generator(device).manual_seed(seed)

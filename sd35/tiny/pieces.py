@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from vae import VAE
 
 from ..errors import SettingsError
+from ..noise import seeded
 from .autoencoder import CONFIG
-from .fit import save, seeded
+from .fit import save
 from .painter import Painter
 from .painting import SIZE
 from .vocabulary import Tokenizers, write_tokenizers

@@ -25,9 +25,10 @@ import torch
 
 from vae import VAE
 
+from ..noise import seeded
 from .autoencoder import train_autoencoder
 from .bank import filling
-from .fit import Run, Trainer, seeded
+from .fit import Run, Trainer
 from .painter import Painter
 from .pieces import built, half, join, read_pieces, write_pieces
 from .transformer import PLAN, RESUMED, train_painter

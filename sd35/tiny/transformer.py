@@ -17,9 +17,10 @@ from flow import interpolate, sample_sigmas, target
 from mmdit import MMDiT
 from vae import SCALE, SHIFT, VAE
 
+from ..noise import seeded
 from .autoencoder import CONFIG, NOISE
 from .bank import CAPTIONS, LENGTH, Bank
-from .fit import Plan, Run, Trainer, seeded
+from .fit import Plan, Run, Trainer
 from .painter import POSITIONS, Painter
 from .painting import paint_at_random
 from .vocabulary import Tokenizers

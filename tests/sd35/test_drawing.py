@@ -6,10 +6,9 @@ import torch
 
 import flow
 import sd35
-from sd35.noise import generators
+from sd35.noise import generators, seeded
 from sd35.tiny.autoencoder import pictures, psnr
 from sd35.tiny.captions import parse
-from sd35.tiny.fit import seeded
 from weights.source import TINY
 
 pytestmark = pytest.mark.skipif(

@@ -8,3 +8,5 @@ from .value import KINDS as KINDS
 from .value import Adapter as Adapter
 from .value import Update as Update
 from .value import matrix as matrix
+from .write import Spelling as Spelling
+from .write import spell_adapter as spell_adapter

@@ -15,3 +15,27 @@ def test_options_reach_the_training(sd35, monkeypatch, tmp_path) -> None:
 def test_only_the_embedded_model_is_trained_and_only_into_a_named_folder(sd35) -> None:
     assert sd35("train", "large", "--output", "x")[0] == 2
     assert sd35("train", "tiny")[0] == 2
+
+
+def test_a_lora_is_trained_from_the_command_line(sd35, model_folder, tmp_path) -> None:
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (32, 32), "red").save(pictures / "red.png")
+    run = ("train", "lora", "-m", model_folder, "--data", pictures, "-o", tmp_path / "run", "--steps", "2")
+    status, out, err = sd35(*run)
+    assert (status, out) == (2, "")
+    assert "red.png has no caption" in err
+    status, out, err = sd35(*run, "--caption", "red", "--validate-every", "1", "--sample-prompt", "red")
+    assert (status, out) == (0, f"{tmp_path / 'run' / 'lora.safetensors'}\n"), err
+    assert (tmp_path / "run" / "samples" / "000002-0.png").exists()
+    assert "validation 0.5" in (tmp_path / "run" / "log.csv").read_text()
+    assert sd35(*run, "--caption", "red")[0] == 2  # the folder holds a run
+
+
+def test_help_of_a_way_tells_its_settings(sd35) -> None:
+    _, out, _ = sd35("train", "lora", "--help")
+    assert "--rank" in out
+    assert "--schedule-shift" in out
+    assert "--guidance-scale" not in out

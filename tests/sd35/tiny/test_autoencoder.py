@@ -4,9 +4,10 @@ from math import log
 
 import torch
 
+from sd35.noise import seeded
 from sd35.tiny.autoencoder import CONFIG, NOISE, _loss, is_hidden, normalise, pictures, psnr, saved
 from sd35.tiny.colours import colour_passing_vae
-from sd35.tiny.fit import Plan, Trainer, seeded
+from sd35.tiny.fit import Plan, Trainer
 from sd35.tiny.painting import paint_at_random, table_of
 from sd35.tiny.scenes import training_scene
 from vae import SCALE, VAE

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from sd35.noise import seeded
 from sd35.tiny import bank
 from sd35.tiny.captions import caption
-from sd35.tiny.fit import seeded
 from sd35.tiny.scenes import is_held_out, training_scene, usual_scene
 from sd35.tiny.vocabulary import Tokenizers, write_tokenizers
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sd35.tiny.fit import Plan, Run, Trainer, seeded
+from sd35.noise import seeded
+from sd35.tiny.fit import Plan, Run, Trainer
 
 PLAN = Plan(learning_rate=1e-2, warmup=0.1, decay=0.5, ema=0.9)
 

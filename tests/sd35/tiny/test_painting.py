@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sd35.tiny.fit import seeded
+from sd35.noise import seeded
 from sd35.tiny.painting import ABSENT, GRAIN, draw, paint, table_of
 from sd35.tiny.scenes import BACKGROUNDS, COLOURS, Scene, Shape, random_scene
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from sd35 import SettingsError, load
+from sd35.noise import seeded
 from sd35.tiny import pieces, recipe
 from sd35.tiny.autoencoder import CONFIG
-from sd35.tiny.fit import seeded
 from sd35.tiny.painter import Painter
 from sd35.tiny.vocabulary import Tokenizers, write_tokenizers
 from vae import VAE

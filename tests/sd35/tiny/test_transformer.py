@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sd35.noise import seeded
 from sd35.tiny import bank as banks
 from sd35.tiny.bank import Bank
-from sd35.tiny.fit import Plan, Trainer, seeded
+from sd35.tiny.fit import Plan, Trainer
 from sd35.tiny.painter import Painter
 from sd35.tiny.transformer import (
     LONG,

@@ -1,8 +1,8 @@
 import torch
 from torch import nn
 
-from sd35.tiny.fit import seeded
-from sd35.tiny.muon import MOMENTUM, RMS, Muon, orthogonal
+from sd35.noise import seeded
+from sd35.train.muon import MOMENTUM, RMS, Muon, orthogonal
 
 
 def test_singular_values_come_near_one() -> None:

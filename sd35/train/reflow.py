@@ -1,0 +1,136 @@
+"""Reflow: train a flow on the pairs that it makes itself, so that few steps suffice (arXiv:2209.03003)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import flow
+from mmdit import MMDiT
+from textenc import TextEncoder
+
+from ..documented import takes
+from ..errors import SettingsError
+from ..found import Place
+from ..noise import draw_noise, generators, seeded
+from .buckets import batches
+from .cache import Cache, digest
+from .data import EMPTY, ORDER, Batch, encode_texts
+from .full import learn_full
+from .lora import learn_lora
+from .methods import ReflowTraining
+from .objective import Draw, LossOf, Predict, draw, velocity_loss
+from .session import Places, Session
+from .settings import training_of
+
+FOLDER = "pairs"
+
+
+@takes(ReflowTraining, but=ReflowTraining.without)
+def train_reflow(
+    source: Place,
+    data: str | Path,
+    output: str | Path,
+    *,
+    places: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Path:
+    """Make pairs of noise and latents by the model's own ODE, and train it on them.
+
+    Pairs are drawn once, into the folder "pairs" of the run, each in a file; a run that was cut off goes on
+    with those that are missing.
+
+    Args:
+        source: the model, as in `sd35.load`.
+        data: a text file of prompts, one in each line.
+        output: as in `train_lora`.
+        places: as in `train_lora`.
+        given: the settings below.
+
+    Returns:
+        The path of the LoRA, or of the transformer with `whole`. Guidance is part of it: draw with a
+        guidance scale of 1.
+
+    Raises:
+        SettingsError: anything that cannot be trained with, before work starts.
+        DivergedError: the loss is not a number; the weights before are on disk.
+    """
+    training = training_of(ReflowTraining, given)
+    prompts = read_prompts(Path(data))
+    kind = "reflow, whole" if training.whole else "reflow"
+    session = Session(Places(source=source, data=data, output=output, **(places or {})), training, kind)
+    session.in_turn(
+        lambda: encode_texts(session.found, [*prompts, EMPTY], session.cache, session.device, session.dtype)
+    )
+    mmdit = session.transformer()
+    pairs = session.in_turn(lambda: make_pairs(session, training, mmdit, prompts))
+    learn: Any = learn_full if training.whole else learn_lora
+    loss_of = paired(session, training, pairs, prompts)
+    return learn(session, training, mmdit, loss_of, prompts=digest(*prompts))
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file, without the empty ones.
+
+    Raises:
+        SettingsError: there is no such file, or no prompt in it.
+    """
+    if not path.is_file():
+        raise SettingsError(f"{path} is no file: reflow takes a text file of prompts, one in each line")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        raise SettingsError(f"there is no prompt in {path}")
+    return prompts
+
+
+def make_pairs(session: Session, training: ReflowTraining, mmdit: MMDiT, prompts: Sequence[str]) -> Cache:
+    """Draw the pairs that are not there yet: number k by prompt k, in turn, and by the seed + k."""
+    made_by = digest(
+        session.found.fingerprint,
+        *prompts,
+        f"{training.pair_steps} {training.pair_guidance} {training.seed} {training.schedule_shift}",
+    )
+    pairs = Cache(session.folder / FOLDER, made_by)
+    missing = [number for number in range(training.pairs) if not pairs.has(f"{number:06}")]
+    sigmas = flow.sigmas(training.pair_steps, schedule_shift=training.schedule_shift)
+    factor = session.found.vae.factor
+    width, height = session.size
+    shape = (mmdit.config.channels, height // factor, width // factor)
+    empty = session.encode(EMPTY)
+    for number in tqdm(missing, FOLDER, disable=not (session.places.progress and session.world.is_main)):
+        cond = session.encode(prompts[number % len(prompts)])
+        velocity = flow.guided(
+            lambda x, sigma, cond=cond: mmdit(x, sigma, *cond),
+            lambda x, sigma: mmdit(x, sigma, *empty),
+            training.pair_guidance,
+        )
+        noise = draw_noise(generators([training.seed + number]), shape).to(session.device)
+        pair = next(flow.reflow_pairs(velocity, [noise], sigmas))
+        pairs.kept(f"{number:06}", lambda pair=pair: {"noise": pair.noise, "latents": pair.data})
+    return pairs
+
+
+def paired(session: Session, training: ReflowTraining, pairs: Cache, prompts: Sequence[str]) -> LossOf:
+    """The loss on pairs: the same flow matching, with the noise that belongs to the latents."""
+    size, world = training.batch_size, session.world
+    per_epoch = -(-training.pairs // size)
+
+    def loss_of(predict: Predict, text: TextEncoder | None, number: int) -> Tensor:
+        epoch, place = divmod(number, per_epoch)
+        order = batches([0] * training.pairs, size, seeded(training.seed, ORDER, epoch))[place]
+        read = [pairs.read(f"{one:06}") for one in order[world.rank :: world.size]]
+        noise, latents = (torch.cat([one[name] for one in read]) for name in ("noise", "latents"))
+        captions = tuple(prompts[one % len(prompts)] for one in order[world.rank :: world.size])
+        texts = [session.encode(caption, text) for caption in captions]
+        context, pooled = (torch.cat(part) for part in zip(*texts, strict=True))
+        batch = Batch(latents, context, pooled, captions).to(session.device)
+        sigma = world.rows(draw(torch.Size((size, *latents.shape[1:])), training, number).sigma)
+        return velocity_loss(predict, batch, Draw(noise, sigma).to(session.device), training)
+
+    return loss_of

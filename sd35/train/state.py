@@ -1,0 +1,66 @@
+"""The state of a run in one file, from which it goes on to the same end, bit for bit."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import fields
+from ..errors import SettingsError
+from ..saved.write import written
+from .settings import Training
+
+FILE, FORMAT = "state.safetensors", "sd35.train 1"
+
+
+def identity_of(kind: str, training: Training, **made_of: str) -> dict[str, Any]:
+    """What two runs must share for one to go on where the other ended.
+
+    Args:
+        kind: what is trained.
+        training: its settings; those that change no weight may differ. Where the learning rate is constant,
+            a run may be made longer.
+        made_of: hashes of the model and of the data.
+    """
+    settings = fields.deciding(training, "flow")
+    if training.schedule == "constant":
+        del settings["steps"]
+    return {"format": FORMAT, "kind": kind, **made_of, **settings}
+
+
+def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
+    """Write the state after a step over the one before, whole or not at all."""
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with written(folder / FILE, overwrite=True) as temporary:
+        save_file(whole, temporary, {"step": str(step), "identity": json.dumps(dict(identity))})
+
+
+def load_state(folder: Path, identity: Mapping[str, Any]) -> tuple[int, dict[str, Tensor]]:
+    """The step after which the state in a folder was saved, and its tensors.
+
+    Raises:
+        SettingsError: there is none, it is damaged, or of another run; the message says in what.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise SettingsError(f"there is nothing to resume in {folder}: it has no {FILE}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        theirs, step = json.loads(metadata["identity"]), int(metadata["step"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise SettingsError(f"{path} is damaged ({error}): the run cannot be resumed from it") from error
+    ours = json.loads(json.dumps(dict(identity)))
+    differing = [
+        f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise SettingsError(f"{path} is of another run: {'; '.join(differing)}")
+    return step, tensors

@@ -1,0 +1,42 @@
+"""A folder of pictures, and the smallest run on it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SETTINGS = {"steps": 4, "batch_size": 2, "rank": 2, "save_every": 2, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Four pictures, one of them wide, with their captions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    chance = np.random.default_rng(0)
+    for number, size in enumerate([(32, 32), (40, 40), (64, 32), (33, 30)]):
+        values = chance.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a red circle {'left' if number % 2 else 'right'}\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings() -> dict:
+    return dict(SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """Latents and encodings, which runs of one model share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def trained(model_folder, pictures, settings, cache, tmp_path_factory) -> Path:
+    """The folder of a whole run of four steps."""
+    from sd35 import train_lora
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train_lora(model_folder, pictures, folder, places={"cache": cache}, **settings)
+    return folder
