@@ -45,6 +45,13 @@ def no_prompt() -> "Prompt":
     return Prompt()
 
 
+def policies() -> tuple[str, ...]:
+    """The names of the ways to read prompts."""
+    import textenc
+
+    return tuple(textenc.POLICIES)
+
+
 def _plain(prompt: "Prompt") -> str | dict[str, str]:
     own = {name: text for name, text in asdict(prompt).items() if name != "text" and text is not None}
     return {"text": prompt.text, **own} if own else prompt.text

@@ -82,3 +82,10 @@ def read_calibration(path: str | Path) -> "Calibration":
         raise SettingsError(f"{path} is damaged: expected {', '.join(sorted(names))}")
     held["sigmas"] = checked_levels(str(path), held["sigmas"])
     return Calibration(**held)
+
+
+def solvers() -> tuple[str, ...]:
+    """The names of the solvers; imported when they are needed, as torch takes seconds."""
+    import flow
+
+    return tuple(flow.SOLVERS)

@@ -11,8 +11,8 @@ from .fields import Name, Number, Options, Text, Whole, setting
 from .guidance import PLAIN, Guidance, GuidanceKind
 from .inputs import PictureSettings
 from .loras import Lora, Loras
-from .prompts import Prompts, no_prompt
-from .schedules import Preset, Schedule
+from .prompts import Prompts, no_prompt, policies
+from .schedules import Preset, Schedule, solvers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,20 +41,6 @@ SEEDS = 2**32
 MOST_STEPS = 10_000  # more is a mistake: the error of every solver is at rounding long before
 
 Missing = Literal["zeros", "drop"]
-
-
-def solvers() -> tuple[str, ...]:
-    """The names of the solvers; imported when they are needed, as torch takes seconds."""
-    import flow
-
-    return tuple(flow.SOLVERS)
-
-
-def policies() -> tuple[str, ...]:
-    """The names of the ways to read prompts."""
-    import textenc
-
-    return tuple(textenc.POLICIES)
 
 
 def _is_guided(settings: "Settings") -> bool:
