@@ -207,3 +207,23 @@ class Calibrating:
 
     def __post_init__(self) -> None:
         fields.check(self)
+
+
+def marks() -> tuple[str, ...]:
+    """The names of the marks."""
+    from .marks import MARKS
+
+    return tuple(MARKS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marking:
+    """How noise is marked."""
+
+    key: int = setting(
+        kind=Whole(0, 2**32 - 1000), help="the secret number that decides the mark", decides="start"
+    )
+    mark: str = setting("tree_rings", Name(marks), "tree_rings or gaussian_shading", decides="start")
+
+    def __post_init__(self) -> None:
+        fields.check(self)

@@ -222,7 +222,7 @@ def test_a_seed_that_nobody_else_sees_is_fine(source):
 
 LAYERS = (
     ("errors", "version", "noise", "siblings"),
-    ("fields", "device", "size"),
+    ("fields", "device", "size", "marks"),
     ("guidance", "images", "loras", "prompts", "schedules"),
     ("settings",),
     ("methods", "documented"),
