@@ -33,7 +33,7 @@ KINDS: dict[str, Callable[[Image.Image, Path], Path]] = {}
 """By the name in the table: how a picture is saved; the path that it is saved under."""
 
 
-def saved(name: str, suffix: str, **options: int) -> None:
+def saved(name: str, suffix: str, **options: Any) -> None:
     """Add a kind of file."""
 
     def save(picture: Image.Image, path: Path) -> Path:
