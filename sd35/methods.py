@@ -17,6 +17,7 @@ EDITS: Mapping[str, str] = {
 }
 """The ways to edit, and what each does."""
 Precision = Literal["float32", "model"]
+RefineBy = Literal["gradient", "encoder"]
 CalibrationMethod = Literal["optimal_steps", "acceleration"]
 
 NOT_CALIBRATED = ("schedule", "least_ratio", "images_per_prompt", "solver", "solver_options")
@@ -70,6 +71,14 @@ class Inverting:
     )
     refine_steps: int = setting(
         0, Whole(0), "improve the latents of a picture by so many steps of optimisation", decides="start"
+    )
+    refine_by: RefineBy = setting(
+        "gradient",
+        Name(lambda: get_args(RefineBy)),
+        "gradient, of the decoder, or encoder: without gradients, in less time and memory, and less near",
+        decides="start",
+        acts=lambda one: one.refine_steps > 0,
+        where="with refine_steps",
     )
     measure: bool = setting(
         True, Switch(), "draw again from the noise, to see what the inverse misses", decides="output"

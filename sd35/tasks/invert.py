@@ -18,7 +18,7 @@ from flow import Closeness, Companion, Report, closeness
 from flow.inverse.invert import undoes
 from textenc.prompt import PromptLike
 from vae.image import to_uint8
-from vae.refine import refine
+from vae.refine import refine, refine_by_encoder
 
 from .. import fields
 from ..device import as_dtype
@@ -203,7 +203,7 @@ def invert(model: Model, request: Invert, *, progress: bool = False) -> Inverted
     with model.at_least(as_dtype(request.dtype)) as widened:
         encodings = model.encode_each(settings)
         velocity = velocity_of(model.mmdit, settings, encodings)
-        latents, losses = _latents(model, source, request.refine_steps, progress=progress)
+        latents, losses = _latents(model, source, request, progress=progress)
         bar = "inverting" if progress else None
         found, report = find_noise(model, velocity, latents, settings, settings.sigmas, request, bar=bar)
         if request.measure:
@@ -231,7 +231,7 @@ def invert(model: Model, request: Invert, *, progress: bool = False) -> Inverted
 
 
 def _latents(
-    model: Model, source: Source, refine_steps: int, *, progress: bool
+    model: Model, source: Source, how: Inverting, *, progress: bool
 ) -> tuple[Tensor, dict[str, Closeness]]:
     """The latents of a source, and what the coding of its pictures loses."""
     if source.image is None:
@@ -240,9 +240,10 @@ def _latents(
     latents = model.encode_image(image)
     decoded = model.decode(latents).clamp(-1, 1)
     losses = {"encoder": closeness(decoded, image, IMAGE_RANGE)}
-    if refine_steps:
-        steps = refine(model.vae, image, latents, steps=refine_steps)
-        for step in tqdm(steps, desc="refining", total=refine_steps, unit="step", disable=not progress):
+    if how.refine_steps:
+        search = refine if how.refine_by == "gradient" else refine_by_encoder
+        steps = search(model.vae, image, latents, steps=how.refine_steps)
+        for step in tqdm(steps, desc="refining", total=how.refine_steps, unit="step", disable=not progress):
             latents = step.latents.detach()
         decoded = model.decode(latents).clamp(-1, 1)
         losses["refined"] = closeness(decoded, image, IMAGE_RANGE)
