@@ -2,13 +2,14 @@
 
     python benchmarks/inversion.py                                  every table, 64 prompts, as Markdown
     python benchmarks/inversion.py --prompts 8 --tables inverse     a quick look
+    python benchmarks/inversion.py --schedule tailed --rows naive exact leapfrog --accuracies 1e-2 1e-3
 
 Tables: `inverse` (noise recovered, every method, each dtype of --dtypes), `forward` (distance of every solver
 from the converged solution at equal evaluations), `picture` (what the autoencoder and rounding cost).
 PSNR is over all samples, its range max - min of the true values; `median` is that of the samples' own.
-Evaluations are those of a guided velocity, two passes of the transformer, and a mean over batches: in a
-batch, the hardest sample decides. `missed` counts samples that did not converge in some step, `may fold`
-those in which some step seemed not to be one-to-one.
+Evaluations are those of a guided velocity, two passes of the transformer, and a mean over samples. `missed`
+counts samples that did not converge in some step, `may fold` those in which some step seemed not to be
+one-to-one.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import flow
 import sd35
 from sd35.device import as_device, as_dtype
 from sd35.noise import draw_noise, generators
+from sd35.settings import settings_of
 from sd35.tiny.captions import held_out_prompts
 from vae.image import to_uint8
 from vae.refine import refine
@@ -99,6 +101,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--refine-steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument(
+        "--schedule", default="reference", help="of sd35 list schedules, or a calibrated file"
+    )
+    parser.add_argument("--accuracies", type=float, nargs="+", help="of exact; default: those of the dtype")
+    parser.add_argument("--rows", nargs="+", default=[""], help="of table inverse: how their names begin")
     parser.add_argument("--guidance-scale", "--cfg", type=float, default=4.5)
     parser.add_argument(
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="default: all"
@@ -127,9 +134,14 @@ def batches(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespac
         progress(f"{chosen.stop} of {len(prompts)} prompts")
 
 
+def table_of(args: argparse.Namespace) -> Tensor:
+    """The noise levels that are asked for."""
+    return settings_of({"prompts": "", "schedule": args.schedule, "steps": args.steps}).sigmas
+
+
 def inverse_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespace) -> None:
     """Print how near every method comes to the noise."""
-    sigmas, full = flow.sigmas(args.steps), pipe.dtype == torch.float32
+    sigmas, full = table_of(args), pipe.dtype == torch.float32
     rows: dict[str, Row] = {}
     for batch in batches(pipe, prompts, args):
         data = flow.solve(batch.velocity, batch.noise, sigmas)
@@ -143,20 +155,24 @@ def inverse_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Na
             data: Tensor = data,
             **options: Any,
         ) -> None:
+            if not name.startswith(tuple(args.rows)):
+                return
             found = flow.inversion(velocity, data, sigmas, method, solver, **options)
             row = rows.setdefault(name, Row())
-            row.add(found.noise, batch.noise, found.report.evaluations)
+            row.add(found.noise, batch.noise, found.report.mean_evaluations)
             row.missed += len(missed(found.report))
             row.suspected += len(found.report.ambiguous)
 
         for name, (method, solver, options) in APPROXIMATE.items():
             undo(name, method, solver, **options)
-        for accuracy in ACCURACIES if full else ROUNDED_ACCURACIES:
+        for accuracy in args.accuracies or (ACCURACIES if full else ROUNDED_ACCURACIES):
             undo(f"exact, accuracy {accuracy:g}", "exact", accuracy=accuracy)
         if full:
             undo("exact, of another prompt", "exact", velocity=batch.other, accuracy=1e-3)
             undo("exact, of a guidance scale 0.5 less", "exact", velocity=batch.scaled, accuracy=1e-3)
         for solver in REVERSIBLE:
+            if not solver.startswith(tuple(args.rows)):
+                continue
             ended = flow.integrate(batch.velocity, batch.noise, sigmas, solver)
             undo(solver, "exact", solver, data=ended.x, companion=ended.companion)
     cells = [
@@ -165,7 +181,7 @@ def inverse_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Na
     ]
     heads = ["inverse", "evaluations", "x naive", "noise PSNR dB", "median", "cosine", "missed", "may fold"]
     show(heads, cells)
-    if full:
+    if full and args.accuracies is None and args.rows == [""]:
         best = "; ".join(within_budgets(rows, args.steps))
         print(f"\nexact at best, by the multiple of naive's evaluations: {best}.")
 

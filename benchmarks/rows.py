@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import flow
+import sd35
 
 
 class Counted:
@@ -20,6 +21,11 @@ class Counted:
         self.calls += 1
         return self.velocity(x, sigma)
 
+    def part(self, samples: Sequence[int]) -> flow.Velocity:
+        """Of some samples alone, uncounted: inverses report what they took of each."""
+        assert isinstance(self.velocity, sd35.GuidedVelocity)
+        return self.velocity.part(samples)
+
 
 @dataclass
 class Row:
@@ -27,11 +33,11 @@ class Row:
 
     found: list[Tensor] = field(default_factory=list)
     true: list[Tensor] = field(default_factory=list)
-    evaluations: list[int] = field(default_factory=list)
+    evaluations: list[float] = field(default_factory=list)
     missed: int = 0  # samples of which the report said that a step did not converge
     suspected: int = 0  # and those in which it saw a step that may fold
 
-    def add(self, found: Tensor, true: Tensor, evaluations: int) -> None:
+    def add(self, found: Tensor, true: Tensor, evaluations: float) -> None:
         """Take in one batch."""
         self.found.append(found.cpu())
         self.true.append(true.cpu())
@@ -39,7 +45,7 @@ class Row:
 
     @property
     def cost(self) -> float:
-        """Evaluations, the mean over batches."""
+        """Evaluations, the mean over samples, in batches of one size."""
         return sum(self.evaluations) / len(self.evaluations)
 
     @property

@@ -17,6 +17,7 @@ EDITS: Mapping[str, str] = {
 }
 """The ways to edit, and what each does."""
 Precision = Literal["float32", "model"]
+RefineBy = Literal["gradient", "encoder"]
 CalibrationMethod = Literal["optimal_steps", "acceleration"]
 
 NOT_CALIBRATED = ("schedule", "least_ratio", "images_per_prompt", "solver", "solver_options")
@@ -70,6 +71,14 @@ class Inverting:
     )
     refine_steps: int = setting(
         0, Whole(0), "improve the latents of a picture by so many steps of optimisation", decides="start"
+    )
+    refine_by: RefineBy = setting(
+        "gradient",
+        Name(lambda: get_args(RefineBy)),
+        "gradient, of the decoder, or encoder: without gradients, in less time and memory, and less near",
+        decides="start",
+        acts=lambda one: one.refine_steps > 0,
+        where="with refine_steps",
     )
     measure: bool = setting(
         True, Switch(), "draw again from the noise, to see what the inverse misses", decides="output"
@@ -204,6 +213,26 @@ class Calibrating:
         "what a step leaves of the noise level, at least, so that what is drawn can be inverted; 0.4 will do",
         decides="flow",
     )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+
+def marks() -> tuple[str, ...]:
+    """The names of the marks."""
+    from .marks import MARKS
+
+    return tuple(MARKS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marking:
+    """How noise is marked."""
+
+    key: int = setting(
+        kind=Whole(0, 2**32 - 1000), help="the secret number that decides the mark", decides="start"
+    )
+    mark: str = setting("tree_rings", Name(marks), "tree_rings or gaussian_shading", decides="start")
 
     def __post_init__(self) -> None:
         fields.check(self)

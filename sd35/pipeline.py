@@ -23,7 +23,7 @@ from .adapters.report import LoraReport
 from .device import as_device
 from .documented import takes
 from .found import Place
-from .methods import NOT_CALIBRATED, Calibrating, Editing, Inverting
+from .methods import NOT_CALIBRATED, Calibrating, Editing, Inverting, Marking
 from .model import Model
 from .presets import WhoseNumbers
 from .report.recording import Recorder, Recording
@@ -34,6 +34,7 @@ from .tasks.edit import Edit, Edited, edit
 from .tasks.generate import Generate, Generation, Noise, generate
 from .tasks.invert import Invert, Inverted, invert
 from .tasks.source import Data
+from .tasks.watermark import Put, Sought, find, put
 
 
 class Pipeline(Model):
@@ -218,6 +219,39 @@ class Pipeline(Model):
             ValueError: a setting that cannot be worked with, before work starts.
         """
         return calibrate(self, Calibrate.of(prompt, given), progress=progress)
+
+    @takes(Marking, Settings, but=("prompts",))
+    def watermark(
+        self, prompt: PromptLike | Sequence[PromptLike], *, progress: bool = False, **given: Any
+    ) -> Result:
+        """Draw pictures whose noise bears the mark of a secret key, as `generate` does otherwise.
+
+            pipe.watermark("a red circle", key=42).save("marked.png")
+            pipe.find_watermark("marked.png", key=42).found
+
+        Args:
+            prompt: as in `generate`. Picture k of several has the key + k.
+            progress: show a bar on stderr.
+            given: the settings below.
+
+        Raises:
+            ValueError: a setting that cannot be worked with, before work starts.
+        """
+        return put(self, Put.of(prompt, given), progress=progress)
+
+    @takes(Marking)
+    def find_watermark(self, data: Data, *, progress: bool = False, **given: Any) -> Sought:
+        """Look for the mark of a key in pictures, which need not tell how they were drawn.
+
+        Args:
+            data: as in `invert`. Picture k of several is asked for the key + k.
+            progress: show a bar on stderr.
+            given: the settings below; and `steps`, `schedule` of a generation, to invert with.
+
+        Raises:
+            ValueError: a key out of range, or pictures that are none of this model's.
+        """
+        return find(self, data, given, progress=progress)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move all parts to a device, and compute in another dtype; None keeps what there is.

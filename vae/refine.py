@@ -2,9 +2,12 @@
 
 The encoder only approximates the decoder's inverse, and what it misses (tens of dB) is the largest
 loss on the way from a saved picture back to its noise. Here the decoder itself is solved for its
-input, by L-BFGS (Liu and Nocedal 1989, doi:10.1007/BF01589116) from the encoder's answer.
+input, from the encoder's answer: by L-BFGS (Liu and Nocedal 1989, doi:10.1007/BF01589116), or without
+gradients (Hong et al. 2024, arXiv:2409.18442), which takes a forward pass of both parts a step, works
+in half precision, and ends where the encoder no longer sees a difference.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -53,22 +56,10 @@ def refine(vae: VAE, image: Tensor, latents: Tensor, *, steps: int = 50) -> Iter
         ValueError: shapes that do not fit, low-precision weights, no steps, or values that are not
             finite. The first three at the call, before any work.
     """
+    _check(vae, image, latents, steps)
     dtype = compute_dtype(vae.decoder)
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"refine needs an autoencoder in float32 or float64, got {dtype}: use vae.float()")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    check_image(image, vae.config)
-    check_latents(latents, vae.config)
-    expected = (
-        len(image),
-        vae.config.latent_channels,
-        *(size // vae.config.factor for size in image.shape[2:]),
-    )
-    if latents.shape != expected:
-        raise ValueError(
-            f"latents of an image {tuple(image.shape)} are {expected}, got {tuple(latents.shape)}"
-        )
 
     def run() -> Iterator[Refinement]:  # apart, so that the checks above run at the call
         with torch.inference_mode(False):  # clones made outside of inference mode can have gradients
@@ -86,6 +77,76 @@ def refine(vae: VAE, image: Tensor, latents: Tensor, *, steps: int = 50) -> Iter
             yield Refinement(number, torch.cat([search.best for search in searches]), psnr, psnr - first)
 
     return run()
+
+
+def refine_by_encoder(
+    vae: VAE, image: Tensor, latents: Tensor, *, steps: int = 100, rate: float = 0.01
+) -> Iterator[Refinement]:
+    """Move latents until they are encoded, when decoded, as a picture is, without gradients.
+
+        z ← z - ρ · Adam(encode(decode(z)) - encode(picture))
+
+    ρ rises over the first tenth of the steps and falls to 0 as a cosine. What the encoder cannot see stays as
+    it was, so that `refine` comes nearer to the picture, at three times the cost of a step and more memory.
+    Samples do not influence each other.
+
+    Args:
+        vae: in any dtype.
+        image: the picture, (B, 3, H, W) in [-1, 1].
+        latents: where to begin, (B, 16, H/8, W/8): `vae.encode(image)`.
+        steps: how many.
+        rate: ρ at its highest.
+
+    Yields:
+        A `Refinement` after each step; the best latents are those nearest to the picture.
+
+    Raises:
+        ValueError: shapes that do not fit or no steps, at the call; or values that are not finite.
+    """
+    _check(vae, image, latents, steps)
+
+    def run() -> Iterator[Refinement]:
+        with torch.no_grad():
+            goal = vae.encode(image).float()
+        z = best = latents.detach().float()
+        mean, square = torch.zeros_like(z), torch.zeros_like(z)
+        first = error = None
+        for number in range(1, steps + 1):
+            with torch.no_grad():
+                decoded = vae.decode(z).float()
+                push = vae.encode(decoded).float() - goal
+            now = (decoded.clamp(-1, 1) - image).square().flatten(1).mean(1).double()
+            if not now.isfinite().all():
+                raise ValueError("the image or the decoding of these latents is not finite")
+            first = now if first is None else first
+            better = now <= (now if error is None else error)
+            best = z.where(better[:, None, None, None], best)
+            error = now if error is None else torch.minimum(now, error)
+            psnr, begun = 10 * torch.log10(4 / error), 10 * torch.log10(4 / first)
+            yield Refinement(number, best, psnr.cpu(), (psnr - begun).cpu())
+            mean, square = 0.9 * mean + 0.1 * push, 0.999 * square + 0.001 * push.square()
+            towards = (mean / (1 - 0.9**number)) / ((square / (1 - 0.999**number)).sqrt() + 1e-8)
+            share = min(number / max(1, steps // 10), 0.5 + 0.5 * math.cos(math.pi * number / steps))
+            z = z - rate * share * towards
+
+    return run()
+
+
+def _check(vae: VAE, image: Tensor, latents: Tensor, steps: int) -> None:
+    """Raise ValueError unless latents and image are each other's, and there are steps."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_image(image, vae.config)
+    check_latents(latents, vae.config)
+    expected = (
+        len(image),
+        vae.config.latent_channels,
+        *(size // vae.config.factor for size in image.shape[2:]),
+    )
+    if latents.shape != expected:
+        raise ValueError(
+            f"latents of an image {tuple(image.shape)} are {expected}, got {tuple(latents.shape)}"
+        )
 
 
 class _Search:

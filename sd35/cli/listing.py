@@ -16,6 +16,10 @@ TOLD = {
         "linear": "evenly spaced levels, shifted once",
         "tailed": "linear with a geometric end, by which it can be inverted; --least-ratio bounds its steps",
     },
+    "marks": {
+        "tree_rings": "rings of chosen values in the noise's Fourier transform",
+        "gaussian_shading": "an encrypted message in the signs of the noise, many times over",
+    },
     "policies": {
         "reference": "prompts as Stability's code reads them, T5's of any length",
         "diffusers": "as diffusers reads them: 256 tokens of T5",

@@ -5,8 +5,9 @@ from tqdm import tqdm
 
 from flow import Closeness, closeness
 from vae.image import to_uint8
-from vae.refine import refine
+from vae.refine import refine, refine_by_encoder
 
+from ..methods import Inverting
 from ..model import Model
 from .source import Source
 
@@ -15,7 +16,7 @@ IMAGE_RANGE = 2.0
 
 
 def latents_of(
-    model: Model, source: Source, refine_steps: int, *, progress: bool
+    model: Model, source: Source, how: Inverting, *, progress: bool
 ) -> tuple[Tensor, dict[str, Closeness]]:
     """The latents of a source, and what the coding of its pictures loses."""
     if source.image is None:
@@ -24,9 +25,10 @@ def latents_of(
     latents = model.encode_image(image)
     decoded = model.decode(latents).clamp(-1, 1)
     losses = {"encoder": closeness(decoded, image, IMAGE_RANGE)}
-    if refine_steps:
-        steps = refine(model.vae, image, latents, steps=refine_steps)
-        for step in tqdm(steps, desc="refining", total=refine_steps, unit="step", disable=not progress):
+    if how.refine_steps:
+        search = refine if how.refine_by == "gradient" else refine_by_encoder
+        steps = search(model.vae, image, latents, steps=how.refine_steps)
+        for step in tqdm(steps, desc="refining", total=how.refine_steps, unit="step", disable=not progress):
             latents = step.latents.detach()
         decoded = model.decode(latents).clamp(-1, 1)
         losses["refined"] = closeness(decoded, image, IMAGE_RANGE)

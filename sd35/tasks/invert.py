@@ -214,7 +214,7 @@ def invert(model: Model, request: Invert, *, progress: bool = False) -> Inverted
         encodings = model.encode_each(settings)
         settings, steering = steer(model, settings, request.inputs)
         velocity = velocity_of(model.mmdit, settings, encodings, steering)
-        latents, losses = latents_of(model, source, request.refine_steps, progress=progress)
+        latents, losses = latents_of(model, source, request, progress=progress)
         bar = "inverting" if progress else None
         found, report = find_noise(model, velocity, latents, settings, settings.sigmas, request, bar=bar)
         if request.measure:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vae.refine import refine
+from vae.refine import refine, refine_by_encoder
 
 
 @pytest.fixture
@@ -89,3 +89,33 @@ def test_broken_values(case, which):
     (image if which == "image" else start)[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         next(refine(vae, image, start))
+
+
+def test_without_gradients_what_the_encoder_sees_is_matched(case):
+    """On random weights encode is no inverse of decode, so the method is tried where it is: an identity."""
+
+    class Identity:
+        config = case[0].config
+
+        def encode(self, image):
+            return 0.8 * image[:, :1].repeat(1, 16, 1, 1)[..., ::8, ::8]
+
+        def decode(self, latents):
+            return latents[:, :1].repeat_interleave(8, 2).repeat_interleave(8, 3).repeat(1, 3, 1, 1)
+
+    vae = Identity()
+    truth = 0.5 * torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0)).clamp(-1.5, 1.5)
+    truth = truth.repeat(1, 16, 1, 1)
+    image = vae.decode(truth)
+    steps = list(refine_by_encoder(vae, image, truth + 0.2, steps=100, rate=0.02))
+    assert steps[-1].gain.min() > 20
+    torch.testing.assert_close(psnr(vae.decode(steps[-1].latents), image).double(), steps[-1].psnr)
+    assert (torch.stack([step.gain for step in steps]).diff(dim=0) >= 0).all()
+
+
+def test_without_gradients_bad_calls_are_refused(case):
+    vae, image, start, _ = case
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        refine_by_encoder(vae, image, start, steps=0)
+    with pytest.raises(ValueError, match="latents of an image"):
+        refine_by_encoder(vae, image, start[..., :1], steps=1)
