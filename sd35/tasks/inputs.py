@@ -101,7 +101,7 @@ class _OpenedControl:
             raise SettingsError(f"{control} reads a picture: give it (--control-image)")
         if any(one.data.shape[1] != 3 for one in images):
             raise SettingsError("a control picture must be a picture, (B, 3, H, W), not latents")
-        return cls(control, images, open_masks(control.mask))
+        return cls(control, images, open_masks(control.mask, "control mask"))
 
     def input(self, size: tuple[int, int], how: str | None, notes: list[str]) -> ControlInput:
         """The pictures as tensors of one size."""
