@@ -6,7 +6,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mmdit import ControlNet, ControlNetConfig
-from sd35 import Control, SettingsError, read_settings
+from sd35 import Control, SettingsError, State, read_settings
 from sd35.cli import main
 from sd35.fields import table
 from sd35.inputs import PictureSettings
@@ -131,6 +131,18 @@ def test_a_control_generation_inverts_with_its_control(folder, pipe) -> None:
     without = pipe.invert(drawn.state(), control="none", accuracy=1e-6)
     assert without.losses["noise"].total_psnr < 60
     assert any(note.startswith("control: not what the picture was drawn with") for note in without.notes)
+
+
+def test_the_command_line_inverts_with_the_control_of_the_picture(folder, model_folder, pipe, capsys) -> None:
+    control = Control(folder / "control.safetensors", folder / "photo.png")
+    (path,) = pipe.generate("a red circle", steps=2, control=control).save(folder / "steered.png")
+    words = ["invert", str(path), "-m", str(model_folder), "--method", "naive", "--no-measure"]
+    assert main([*words, "-o", str(folder / "with.safetensors")]) == 0
+    assert "control" not in capsys.readouterr().err
+    assert main([*words, "--control", "none", "-o", str(folder / "without.safetensors")]) == 0
+    assert "control: not what the picture was drawn with" in capsys.readouterr().err
+    found = [State.load(folder / f"{name}.safetensors").noise for name in ("with", "without")]
+    assert not torch.equal(*found)
 
 
 def test_each_of_a_batch_has_its_own_pictures(folder, pipe) -> None:
