@@ -9,17 +9,13 @@ from torch import Tensor
 from vae.image import to_uint8
 
 from .errors import SettingsError
-
-UNIT = 16
-"""Pixels along a side of a token; sides are multiples of it."""
-FACTOR = 8
-"""Pixels along a side of a latent."""
+from .units import LATENT, SIZE_UNIT
 
 
 def nearest_size(image: Tensor) -> tuple[int, int]:
     """Width and height nearest to an image's own that can be drawn."""
     height, width = image.shape[-2:]
-    return max(round(width / UNIT), 1) * UNIT, max(round(height / UNIT), 1) * UNIT
+    return max(round(width / SIZE_UNIT), 1) * SIZE_UNIT, max(round(height / SIZE_UNIT), 1) * SIZE_UNIT
 
 
 def fitted(image: Tensor, width: int, height: int, how: str, fill: float | None = None) -> Tensor:
@@ -90,7 +86,7 @@ def latent_mask(mask: Tensor, rule: str) -> Tensor:
         mask: 1 where something new is drawn.
         rule: "nearest" takes every eighth pixel, as diffusers; "any" the largest of the 64.
     """
-    return F.max_pool2d(mask, FACTOR) if rule == "any" else mask[..., ::FACTOR, ::FACTOR]
+    return F.max_pool2d(mask, LATENT) if rule == "any" else mask[..., ::LATENT, ::LATENT]
 
 
 def seam(mask: Tensor, feather: int) -> Tensor:

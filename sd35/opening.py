@@ -140,7 +140,7 @@ def _profile(picture: Image.Image) -> str:
         return "damaged"
 
 
-def open_masks(given: Any) -> list[Opened]:
+def open_masks(given: Any, what: str = "mask") -> list[Opened]:
     """Read masks: what `open_pictures` takes, and booleans or floats in [0, 1], (B, 1, H, W) or (H, W).
 
     Raises:
@@ -160,4 +160,4 @@ def open_masks(given: Any) -> list[Opened]:
             )
         data = (2 * given.float() - 1).expand(-1, 3, -1, -1).contiguous().cpu()
         return [Opened(one, Shown("", digest_of(one))) for one in data.split(1)]
-    return open_pictures(given, "mask")
+    return open_pictures(given, what)

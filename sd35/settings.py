@@ -13,6 +13,7 @@ from .inputs import PictureSettings
 from .loras import Lora, Loras
 from .prompts import Prompts, no_prompt, policies
 from .schedules import Preset, Schedule, solvers
+from .units import SIZE_UNIT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
 FORMAT = "sd35.Settings"
 VERSION = 1
 """Goes up when a reader of the version before would make another picture."""
-
-SIZE_UNIT = 16
-"""Pixels along a side of a token: 8 of the autoencoder, times patches of 2."""
-
-LATENT = 8
-"""Pixels along a side of a latent, of every autoencoder of this family."""
 
 NOT_TAKEN = (
     "images_per_prompt",

@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from ..saved.png import check_keeping, check_pictures
     from ..saved.write import check_output
     from ..tasks.generate import Generation
+    from ..tasks.inpaint import check_inpainting
 
     given = Asked.of(args)
     settings = given.request().settings  # what can be refused without looking for the model is refused now
@@ -106,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = found_model(args, settings)
     request = given.request(found.variant, found.schedule_shift)
+    check_inpainting(found.mmdit, request.inputs)
     pipe = load_pipeline(args, request.settings, found=found)
     generation = Generation(pipe, request, bar="" if sys.stderr.isatty() else None)
     tell(generation.notes)

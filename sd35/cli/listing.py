@@ -53,8 +53,15 @@ def names() -> dict[str, dict[str, str]]:
     """By kind, the names that can be chosen, and what each is."""
     import flow
 
+    from ..controls import CONTROL_KINDS
     from ..methods import EDITS
 
     solvers = {name: f"{one.summary} (order {one.order})" for name, one in flow.SOLVERS.items()}
     methods = {name: one.summary for name, one in flow.METHODS.items()}
-    return {"solvers": solvers, "methods": methods, "edits": dict(EDITS), **TOLD}
+    return {
+        "solvers": solvers,
+        "methods": methods,
+        "edits": dict(EDITS),
+        "control kinds": dict(CONTROL_KINDS),
+        **TOLD,
+    }

@@ -53,6 +53,8 @@ def parameters(settings: Settings) -> str:
         "Shift": f"{settings.schedule_shift:g}",
         "Version": f"sd35 {settings.made_with.get('sd35', '')}".rstrip(),
     }
+    if settings.image and settings.strength < 1:
+        values["Denoising strength"] = f"{settings.strength:g}"
     lines = [_printable(prompt.text)]
     if settings.negative.text:
         lines.append(f"Negative prompt: {_printable(settings.negative.text)}")

@@ -22,7 +22,8 @@ from ..noise import draw_noise, generators
 from ..presets import below_one, usual_numbers
 from ..saved.result import Result
 from ..saved.state import State
-from ..settings import LATENT, Settings, settings_of
+from ..settings import Settings, settings_of
+from ..units import LATENT
 from ..velocity import Condition, velocity_of
 from .inpaint import beside, keeping, latents_of
 from .inputs import NOTHING, Inputs, check_inputs, take_inputs

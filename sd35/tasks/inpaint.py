@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 import flow
+from mmdit import MMDiTConfig
 
 from ..adapters.inpainting import Beside
 from ..errors import SettingsError
@@ -31,19 +32,28 @@ def latents_of(model: Model, image: Tensor) -> Tensor:
     return image.to(model.device)
 
 
-def beside(model: Model, inputs: Inputs) -> list[Beside]:
-    """What a transformer made for inpainting reads: the mask, and latents of the picture with a grey hole.
+def check_inpainting(config: MMDiTConfig, inputs: Inputs) -> None:
+    """See that a transformer made for inpainting is given what it reads.
 
     Raises:
         SettingsError: it is one, and there is no image with a mask.
     """
-    if not model.mmdit.config.inpaints:
-        return []
-    image, mask = inputs.image, inputs.mask
-    if image is None or mask is None or image.shape[1] != 3:
+    if config.inpaints and (inputs.mask is None or inputs.image is None or inputs.image.shape[1] != 3):
         raise SettingsError(
             "this transformer is made for inpainting: give an image and a mask of what to redraw"
         )
+
+
+def beside(model: Model, inputs: Inputs) -> list[Beside]:
+    """What a transformer made for inpainting reads: the mask, and latents of the picture with a grey hole.
+
+    Raises:
+        SettingsError: as `check_inpainting`.
+    """
+    check_inpainting(model.mmdit.config, inputs)
+    image, mask = inputs.image, inputs.mask
+    if not model.mmdit.config.inpaints or image is None or mask is None:
+        return []
     hole = model.encode_image(torch.where(mask == 1, GREY, image))
     small = latent_mask(mask, "nearest").to(hole).expand(len(hole), -1, -1, -1)
     return [Beside(torch.cat([small, hole], dim=1))]

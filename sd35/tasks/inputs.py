@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from ..controls import Control, controls_of
 from ..errors import SettingsError
-from ..fitting import FACTOR, UNIT, binary, fitted, grey, nearest_size, seam
+from ..fitting import binary, fitted, grey, nearest_size, seam
 from ..opening import Opened, open_masks, open_pictures
 from ..settings import Settings
 from ..shown import Shown
+from ..units import LATENT, SIZE_UNIT
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _OpenedControl:
             raise SettingsError(f"{control} reads a picture: give it (--control-image)")
         if any(one.data.shape[1] != 3 for one in images):
             raise SettingsError("a control picture must be a picture, (B, 3, H, W), not latents")
-        return cls(control, images, open_masks(control.mask))
+        return cls(control, images, open_masks(control.mask, "control mask"))
 
     def input(self, size: tuple[int, int], how: str | None, notes: list[str]) -> ControlInput:
         """The pictures as tensors of one size."""
@@ -139,7 +140,7 @@ def _recorded(
 def _size(given: Mapping[str, Any], base: Settings | None, first: Opened) -> tuple[int, int]:
     """Width and height of what is drawn: what was asked for, else the picture's nearest."""
     if first.data.shape[1] != 3:
-        height, width = (FACTOR * side for side in first.data.shape[2:])
+        height, width = (LATENT * side for side in first.data.shape[2:])
         return width, height
     width, height = nearest_size(first.data)
     return (
@@ -174,7 +175,7 @@ def _one(
         wanted = f"{size[0]} x {size[1]}"
         raise SettingsError(
             f"{opened.name} has {width} x {height} pixels and {wanted} are drawn (sides are multiples of "
-            f"{UNIT}): say how it is brought there, by --fit crop, pad or stretch (fit=); --width and "
+            f"{SIZE_UNIT}): say how it is brought there, by --fit crop, pad or stretch (fit=); --width and "
             "--height draw another size"
         )
     words = {"crop": "scaled and cropped", "pad": "scaled and padded", "stretch": "stretched"}

@@ -19,7 +19,8 @@ from ..model import Model
 from ..opening import open_pictures
 from ..saved.png import read_kept, read_settings
 from ..saved.state import State
-from ..settings import LATENT, NOT_TAKEN, SIZE_UNIT, Settings, settings_of
+from ..settings import NOT_TAKEN, Settings, settings_of
+from ..units import LATENT, SIZE_UNIT
 from .inputs import Inputs, take_inputs
 
 Data: TypeAlias = Picture | State

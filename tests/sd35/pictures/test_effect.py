@@ -3,10 +3,10 @@
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mmdit import ControlNet, ControlNetConfig
-from sd35 import Control, SettingsError, read_settings
+from sd35 import Control, SettingsError, State, read_settings
 from sd35.cli import main
 from sd35.fields import table
 from sd35.inputs import PictureSettings
@@ -133,6 +133,18 @@ def test_a_control_generation_inverts_with_its_control(folder, pipe) -> None:
     assert any(note.startswith("control: not what the picture was drawn with") for note in without.notes)
 
 
+def test_the_command_line_inverts_with_the_control_of_the_picture(folder, model_folder, pipe, capsys) -> None:
+    control = Control(folder / "control.safetensors", folder / "photo.png")
+    (path,) = pipe.generate("a red circle", steps=2, control=control).save(folder / "steered.png")
+    words = ["invert", str(path), "-m", str(model_folder), "--method", "naive", "--no-measure"]
+    assert main([*words, "-o", str(folder / "with.safetensors")]) == 0
+    assert "control" not in capsys.readouterr().err
+    assert main([*words, "--control", "none", "-o", str(folder / "without.safetensors")]) == 0
+    assert "control: not what the picture was drawn with" in capsys.readouterr().err
+    found = [State.load(folder / f"{name}.safetensors").noise for name in ("with", "without")]
+    assert not torch.equal(*found)
+
+
 def test_each_of_a_batch_has_its_own_pictures(folder, pipe) -> None:
     """And is, to the last bit, what it would be alone."""
     photos = [Image.open(folder / "photo.png"), Image.open(folder / "photo.png").rotate(90)]
@@ -211,6 +223,24 @@ def test_a_control_net_for_another_model_is_refused_before_weights_are_read(
     assert "width 128, and this one has width 64" in capsys.readouterr().err
     assert main(["generate", "a", "--control-scale", "2"]) == 2
     assert "no effect without --control" in capsys.readouterr().err
+
+
+def test_a_transformer_made_for_inpainting_is_told_by_its_shape(folder, model_folder, capsys) -> None:
+    """From the file on; without a mask it is refused before weights are read."""
+    tensors = load_file(model_folder / "sd3.5_random.safetensors")
+    key = "model.diffusion_model.x_embedder.proj.weight"
+    generator = torch.Generator().manual_seed(0)
+    tensors[key] = 0.1 * torch.randn(*tensors[key].shape[:1], 33, 2, 2, generator=generator).half()
+    save_file(tensors, folder / "inpaint.safetensors", {"modelspec.resolution": "32x32"})
+    words = ["-m", str(folder / "inpaint.safetensors"), "--text-encoders", str(model_folder)]
+    words = ["generate", "a star", *words, "--steps", "2", "--overwrite", "-o", str(folder / "e.png")]
+    assert main(words) == 2
+    assert "made for inpainting: give an image and a mask" in capsys.readouterr().err
+    words += ["--image", str(folder / "photo.png"), "--mask", str(folder / "mask.png")]
+    assert main(words) == 0
+    drawn = Image.open(folder / "e.png").tobytes()
+    assert main([*words, "--mask-white", "kept"]) == 0
+    assert Image.open(folder / "e.png").tobytes() != drawn
 
 
 def test_edges_need_opencv_or_are_given(folder, pipe) -> None:
