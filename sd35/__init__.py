@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .tasks.edit import Edited as Edited
     from .tasks.generate import Generation as Generation
     from .tasks.invert import Inverted as Inverted
+    from .tasks.watermark import MarkFound as MarkFound
     from .train.controlnet import train_controlnet as train_controlnet
     from .train.dreambooth import train_dreambooth as train_dreambooth
     from .train.full import train_full as train_full
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
     from .train.reflow import train_reflow as train_reflow
     from .train.vae import train_vae as train_vae
     from .velocity import GuidedVelocity as GuidedVelocity
+    from .watermark import GaussianShading as GaussianShading
+    from .watermark import TreeRings as TreeRings
+    from .watermark import shares_as_good as shares_as_good
 
 HOMES = {
     ".adapters.control": ("control_image",),
@@ -89,6 +93,7 @@ HOMES = {
     ".tasks.edit": ("Edited",),
     ".tasks.generate": ("Generation",),
     ".tasks.invert": ("Inverted",),
+    ".tasks.watermark": ("MarkFound",),
     ".train.controlnet": ("train_controlnet",),
     ".train.dreambooth": ("train_dreambooth",),
     ".train.full": ("train_full",),
@@ -96,6 +101,7 @@ HOMES = {
     ".train.reflow": ("train_reflow",),
     ".train.vae": ("train_vae",),
     ".velocity": ("GuidedVelocity",),
+    ".watermark": ("GaussianShading", "TreeRings", "shares_as_good"),
 }
 """The public names by the module that each is imported from when it is first asked for: torch takes seconds,
 and `sd35 --help` needs none of it."""

@@ -207,3 +207,26 @@ class Calibrating:
 
     def __post_init__(self) -> None:
         fields.check(self)
+
+
+MarkName = Literal["tree_rings", "gaussian_shading"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marking:
+    """Which mark is hidden in noise, or looked for; see `sd35.watermark`."""
+
+    key: int = setting(
+        kind=Whole(0, 2**32 - 1),
+        help="a number that you keep to yourself: the mark is drawn from it, and found by it alone",
+        decides="start",
+    )
+    mark: MarkName = setting(
+        "tree_rings",
+        Name(lambda: get_args(MarkName)),
+        "the kind of mark: tree_rings or gaussian_shading",
+        decides="start",
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)

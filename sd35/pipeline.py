@@ -23,7 +23,7 @@ from .adapters.report import LoraReport
 from .device import as_device
 from .documented import takes
 from .found import Place
-from .methods import NOT_CALIBRATED, Calibrating, Editing, Inverting
+from .methods import NOT_CALIBRATED, Calibrating, Editing, Inverting, Marking
 from .model import Model
 from .presets import WhoseNumbers
 from .report.recording import Recorder, Recording
@@ -34,6 +34,7 @@ from .tasks.edit import Edit, Edited, edit
 from .tasks.generate import Generate, Generation, Noise, generate
 from .tasks.invert import Invert, Inverted, invert
 from .tasks.source import Data
+from .tasks.watermark import FindMark, MarkFound, PutMark, find_mark, put_mark
 
 
 class Pipeline(Model):
@@ -181,6 +182,48 @@ class Pipeline(Model):
             NonFiniteError: a stage computed NaN or infinity.
         """
         return edit(self, Edit.of(data, prompt, source_prompt, given, companion=companion), progress=progress)
+
+    @takes(Marking, Settings, but=("prompts",))
+    def watermark(
+        self, prompt: PromptLike | Sequence[PromptLike], *, progress: bool = False, **given: Any
+    ) -> Result:
+        """Draw pictures whose noise bears a mark, which `find_watermark` finds again.
+
+        Args:
+            prompt: as in `generate`.
+            progress: show a bar on stderr.
+            given: the settings below.
+
+        Raises:
+            ValueError: as `generate`; or a solver that draws noise of its own at every step.
+            NonFiniteError: a stage computed NaN or infinity.
+        """
+        variant, shift = self.variant, self.schedule_shift
+        request = PutMark.of(prompt, given, variant=variant, shift=shift)
+        return put_mark(self, request, progress=progress)
+
+    @takes(Marking, Settings, but=("prompts", "seed", *NOT_TAKEN))
+    def find_watermark(
+        self,
+        data: Data,
+        prompt: PromptLike | Sequence[PromptLike] | None = None,
+        *,
+        progress: bool = False,
+        **given: Any,
+    ) -> MarkFound:
+        """Look for a mark in the noise that leads to pictures or latents.
+
+        Args:
+            data: as in `invert`.
+            prompt: what they were drawn from, where they do not carry it; without any, none is followed.
+            progress: show a bar on stderr.
+            given: the settings below.
+
+        Raises:
+            ValueError: as `invert`.
+            NonFiniteError: a stage computed NaN or infinity.
+        """
+        return find_mark(self, FindMark.of(data, prompt, given), progress=progress)
 
     def add_lora(
         self, source: Place, scale: float = 1.0, name: str | None = None, merge: bool = False

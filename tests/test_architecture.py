@@ -225,7 +225,7 @@ def test_a_seed_that_nobody_else_sees_is_fine(source):
 LAYERS = (
     ("errors", "version", "noise", "siblings"),
     ("fields", "device", "size"),
-    ("guidance", "images", "loras", "shown", "prompts", "fitting", "schedules"),
+    ("guidance", "images", "loras", "shown", "prompts", "fitting", "schedules", "watermark"),
     ("controls", "opening", "presets"),
     ("inputs",),
     ("settings",),

@@ -6,7 +6,20 @@ import sys
 from collections.abc import Sequence
 
 from ..version import release
-from . import attention, bench, calibrate, edit, generate, inspect, invert, listing, quantise, train, verify
+from . import (
+    attention,
+    bench,
+    calibrate,
+    edit,
+    generate,
+    inspect,
+    invert,
+    listing,
+    quantise,
+    train,
+    verify,
+    watermark,
+)
 
 COMMANDS = {
     "generate": generate,
@@ -19,6 +32,7 @@ COMMANDS = {
     "quantise": quantise,
     "bench": bench,
     "calibrate": calibrate,
+    "watermark": watermark,
     "list": listing,
 }
 
