@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .tasks.edit import Edited as Edited
     from .tasks.generate import Generation as Generation
     from .tasks.invert import Inverted as Inverted
+    from .tasks.watermark import Sought as Sought
     from .train.controlnet import train_controlnet as train_controlnet
     from .train.dreambooth import train_dreambooth as train_dreambooth
     from .train.full import train_full as train_full
@@ -89,6 +90,7 @@ HOMES = {
     ".tasks.edit": ("Edited",),
     ".tasks.generate": ("Generation",),
     ".tasks.invert": ("Inverted",),
+    ".tasks.watermark": ("Sought",),
     ".train.controlnet": ("train_controlnet",),
     ".train.dreambooth": ("train_dreambooth",),
     ".train.full": ("train_full",),

@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 
 from .errors import SettingsError
 from .fields import Kind, Number
-
-NONE = "none"
-"""What stands for no LoRA at all, where those of a picture would be taken."""
+from .shown import NONE
 
 
 @dataclass(frozen=True)

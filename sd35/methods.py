@@ -31,9 +31,11 @@ def inverses() -> tuple[str, ...]:
     return tuple(flow.METHODS)
 
 
-def _precision() -> Any:
-    """The setting that both tasks have."""
-    return setting(
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """What the two tasks that find noise are computed in."""
+
+    precision: Precision = setting(
         "float32",
         Name(lambda: get_args(Precision)),
         "what is computed in where nothing is undone: float32, since the way back multiplies rounding, or "
@@ -43,9 +45,22 @@ def _precision() -> Any:
         where="where no generation is undone from its companion",
     )
 
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+    @property
+    def undoes(self) -> bool:
+        """Whether a generation is undone from its companion."""
+        return False
+
+    @property
+    def dtype(self) -> str | None:
+        """What is computed in, if not in the model's own: undoing repeats the generation's velocities."""
+        return None if self.undoes or self.precision == "model" else "float32"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Inverting:
+class Inverting(Computing):
     """How noise is found."""
 
     method: str = setting(
@@ -83,24 +98,10 @@ class Inverting:
     measure: bool = setting(
         True, Switch(), "draw again from the noise, to see what the inverse misses", decides="output"
     )
-    precision: Precision = _precision()
-
-    def __post_init__(self) -> None:
-        fields.check(self)
-
-    @property
-    def undoes(self) -> bool:
-        """Whether a generation is undone from its companion."""
-        return False
-
-    @property
-    def dtype(self) -> str | None:
-        """What is computed in, if not in the model's own: undoing repeats the generation's velocities."""
-        return None if self.undoes or self.precision == "model" else "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Editing:
+class Editing(Computing):
     """How a picture is edited; `EDITS` tells the methods."""
 
     method: EditMethod = setting(
@@ -171,20 +172,6 @@ class Editing:
         acts=lambda one: one.method == "rf_inversion" and one.eta != 0 and one.pulls,
         where="with rf_inversion, an η above 0, and where the edit begins above its low end",
     )
-    precision: Precision = _precision()
-
-    def __post_init__(self) -> None:
-        fields.check(self)
-
-    @property
-    def undoes(self) -> bool:
-        """Whether a generation is undone from its companion."""
-        return False
-
-    @property
-    def dtype(self) -> str | None:
-        """What is computed in, if not in the model's own: undoing repeats the generation's velocities."""
-        return None if self.undoes or self.precision == "model" else "float32"
 
     @property
     def pulls(self) -> bool:

@@ -237,7 +237,8 @@ class Pipeline(Model):
         Raises:
             ValueError: a setting that cannot be worked with, before work starts.
         """
-        return put(self, Put.of(prompt, given), progress=progress)
+        request = Put.of(prompt, given, variant=self.variant, shift=self.schedule_shift)
+        return put(self, request, progress=progress)
 
     @takes(Marking)
     def find_watermark(self, data: Data, *, progress: bool = False, **given: Any) -> Sought:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..settings import Settings
-from .model import add_model, load_pipeline
+from .model import add_model, found_model, load_pipeline
 from .options import add_prompts, add_settings, given_settings, prompt_of, tell
 
 if TYPE_CHECKING:
@@ -63,14 +63,17 @@ def run(args: argparse.Namespace) -> int:
     from ..saved.write import check_output, written
     from ..tasks.generate import Generate, generate
 
-    request = Generate.of(prompt_of(args), given_settings(args, Settings))
-    settings = request.settings
+    prompt, given = prompt_of(args), given_settings(args, Settings)
+    settings = Generate.of(prompt, given).settings
     check_words(settings.prompts[0], args.words or ())
     check_output([args.output], suffix=".png", overwrite=args.overwrite)
+    found = found_model(args, settings)
+    request = Generate.of(prompt, given, variant=found.variant, shift=found.schedule_shift)
+    settings = request.settings
     late = sorted(step for step in args.at_steps or () if not 0 <= step < settings.steps)
     if late:
         raise SettingsError(f"--at-step must be 0 to {settings.steps - 1}, got {late[0]}")
-    pipe = load_pipeline(args, settings, blocks=args.blocks or ())
+    pipe = load_pipeline(args, settings, found=found, blocks=args.blocks or ())
     with attention_maps(pipe.mmdit, [args.part], blocks=args.blocks, steps=args.at_steps) as maps:
         result = generate(pipe, request, progress=sys.stderr.isatty())
     tell(result.notes)

@@ -44,9 +44,11 @@ def add_options(group: Any, request: type, names: Iterable[str]) -> None:
 
 def _add_option(group: Any, dest: str, name: str, told: Field, default: Any) -> None:
     spelled = [told.option or f"--{name.replace('_', '-')}", *([told.also] if told.also else [])]
-    shown = "" if default in (None, MISSING, "", ()) or isinstance(default, dict) else _shown(default)
-    text = (told.help + (f" (default {shown})" if shown else "")).replace("%", "%%")
-    group.add_argument(*spelled, dest=dest, default=argparse.SUPPRESS, help=text, **told.kind.option())
+    text = (told.help + (f" (default {shown})" if (shown := _shown(default)) else "")).replace("%", "%%")
+    needed = {"required": True} if default is MISSING else {}
+    group.add_argument(
+        *spelled, dest=dest, default=argparse.SUPPRESS, help=text, **needed, **told.kind.option()
+    )
 
 
 def _shown(default: Any) -> str:

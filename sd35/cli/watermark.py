@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..methods import Marking
 from ..settings import Settings, settings_of
-from .model import add_model, load_pipeline
+from .model import add_model, found_model, load_pipeline
 from .options import add_settings, given_settings
 
 SUMMARY = "hide a mark in pictures, and find it again"
@@ -57,7 +57,9 @@ def _put(args: argparse.Namespace, given: dict[str, object]) -> int:
         raise SettingsError("name the picture: -o marked.png")
     request = Put.of(args.subject, given)
     check_pictures(args.output, request.settings.images, overwrite=args.overwrite, bits=args.bits)
-    pipe = load_pipeline(args, request.settings)
+    found = found_model(args, request.settings)
+    request = Put.of(args.subject, given, variant=found.variant, shift=found.schedule_shift)
+    pipe = load_pipeline(args, request.settings, found=found)
     result = put(pipe, request, progress=sys.stderr.isatty())
     for saved in result.save(args.output, overwrite=args.overwrite, bits=args.bits):
         print(saved)

@@ -9,12 +9,13 @@ from torch import Tensor
 from textenc.prompt import PromptLike
 
 from .. import fields
+from ..errors import SettingsError
 from ..marks import FOUND, MARKS, shares_as_good
 from ..methods import Marking
 from ..model import Model
 from ..noise import draw_noise, generators
 from ..saved.result import Result
-from ..settings import Settings, settings_of
+from ..settings import Settings
 from .generate import Generate, Generation
 from .invert import Invert, invert
 from .source import Data, split_by_table
@@ -27,14 +28,26 @@ class Put(Marking):
     settings: Settings
 
     @classmethod
-    def of(cls, prompt: PromptLike | Sequence[PromptLike], given: Mapping[str, Any] | None = None) -> "Put":
-        """The request of what a user gave.
+    def of(
+        cls,
+        prompt: PromptLike | Sequence[PromptLike],
+        given: Mapping[str, Any] | None = None,
+        *,
+        variant: str = "",
+        shift: float | None = None,
+    ) -> "Put":
+        """The request of what a user gave; `variant` and `shift` are as in `Generate.of`.
 
         Raises:
-            SettingsError: as `Generate.of`, and a key out of range.
+            SettingsError: as `Generate.of`, a key out of range, or an image to begin with.
         """
         own, of_generation = split_by_table(cls, dict(given or {}))
-        return cls(settings=settings_of({"prompts": prompt, **of_generation}), **own)
+        settings = Generate.of(prompt, of_generation, variant=variant, shift=shift).settings
+        if settings.image:
+            raise SettingsError(
+                "an image takes the place of a part of the noise, and of the mark in it: leave it out"
+            )
+        return cls(settings=settings, **own)
 
     def request(self, model: Model) -> Generate:
         """The generation from noise with the mark.

@@ -9,7 +9,7 @@ from sd35.cli import attention, main
 @pytest.fixture
 def run(pipe, tmp_path, monkeypatch):
     """Runs the command on the random model, in an empty folder."""
-    monkeypatch.setattr(attention, "load_pipeline", lambda args, settings, blocks: pipe)
+    monkeypatch.setattr(attention, "load_pipeline", lambda args, settings, found, blocks: pipe)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: main(
         ["attention", "a red circle above a blue square", "--steps", "1", *arguments]

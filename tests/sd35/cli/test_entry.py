@@ -24,6 +24,13 @@ def test_options_are_hyphenated(sd35) -> None:
         assert not [option for option in options if "_" in option]
 
 
+def test_a_default_is_told_once(sd35) -> None:
+    for name in entry.COMMANDS:
+        words = " ".join(sd35(name, "--help")[1].split())
+        assert "(default (" not in words
+        assert "(default )" not in words
+
+
 @pytest.mark.parametrize("arguments", [[], ["draw"], ["generate", "--steps", "many"], ["inspect"]])
 def test_what_is_no_command_line_shows_how_to_write_one(sd35, arguments) -> None:
     status, out, err = sd35(*arguments)
