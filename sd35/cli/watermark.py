@@ -38,8 +38,6 @@ def run(args: argparse.Namespace) -> int:
     from ..tasks.watermark import check_marking
 
     given = {**given_settings(args, Marking), **given_settings(args, Settings)}
-    if "key" not in given:
-        raise SettingsError("--key, a secret number, decides the mark: give one")
     check_marking(given)
     if args.action == "put":
         return _put(args, given)
