@@ -67,7 +67,7 @@ def calibrate(
         method: see the head of this file. acceleration takes one evaluation for each fine step, and one
             profile serves every number of steps; optimal_steps takes that times `steps`, and is nearer.
         fine: the table of the teacher, from 1 to 0; None is a tailed one of 100 steps.
-        least_ratio: σ' / σ of a step is at least that, but for the last, to 0 (see `schedule.tailed`), so
+        least_ratio: σ' / σ of a step is at least that, except of the last, to 0 (see `schedule.tailed`), so
             that what is generated with the table can be inverted. None sets no bound.
         settings: kept in the result.
 

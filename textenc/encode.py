@@ -215,7 +215,7 @@ def _notes(batch: Sequence[Prompt], tokens: TokensByEncoder, policy: PromptPolic
                 start, end = one.cut
                 cut = prompt.of(name)[start:end]
                 shown = cut if len(cut) <= SHOWN else cut[:SHOWN] + "…"
-                message = f"not read, for want of room, from character {start} on ({end - start}): {shown!r}"
+                message = f"not read, no room left, from character {start} on ({end - start}): {shown!r}"
                 yield Note(index, name, message, cut)
             if name == "t5" and len(one.tokens) > own:
                 yield Note(index, name, f"padded from {own} to {len(one.tokens)} tokens, the batch's longest")

@@ -14,7 +14,7 @@ class Prompt:
     """What is asked for; an encoder without a text of its own reads `text`.
 
     Raises:
-        ValueError: a field is no string (None, but for `text`), or holds half of a surrogate pair.
+        ValueError: a field is no string (all but `text` may be None), or holds half of a surrogate pair.
     """
 
     text: str = ""

@@ -79,7 +79,7 @@ def exact(
 class _Trials:
     """A velocity at the states of a search, of those samples that are still searched for.
 
-    At the first trial it must be finite, but for samples already lost.
+    At the first trial it must be finite, except in samples that are lost already.
 
     Attributes:
         rows: the samples that states are given of, (b,).

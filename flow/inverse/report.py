@@ -18,7 +18,7 @@ class StepReport:
     number: int
     """Of the generation's step, 0 being the first from noise."""
     sigma: float
-    """Where the generation's step began, and the inversion arrived: the noisier end, but for a way up."""
+    """Where the generation's step began, and the inversion arrived: the noisier of its ends."""
     sigma_next: float
     """Where the generation's step ended, and the inversion left."""
     evaluations: int

@@ -138,7 +138,7 @@ class _Playback:
         there = list(dict.fromkeys(f"{r.step} {r.branch} {r.samples}" for r in self.records))
         return (
             f"{name} was not captured for step, branch and images {moment.step} {moment.branch} "
-            f"{moment.samples}, but for {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}: "
+            f"{moment.samples}, only for {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}: "
             "narrow the patch with `steps` and `branch`, or capture more"
         )
 

@@ -171,7 +171,7 @@ def control_inputs(source: Source, given: dict[str, Any]) -> tuple[dict[str, Any
 
 
 def source_settings(source: Source, given: dict[str, Any]) -> Settings:
-    """The settings that a source was made with: its own but for what is given.
+    """The settings that a source was made with: its own, except what is given.
 
     Args:
         source: what is there.

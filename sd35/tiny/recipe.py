@@ -25,6 +25,7 @@ import torch
 
 from vae import VAE
 
+from ..errors import SettingsError
 from ..noise import seeded
 from .autoencoder import train_autoencoder
 from .bank import filling
@@ -91,8 +92,10 @@ def train(
 
     Raises:
         FileExistsError: the folder holds something.
-        SettingsError: what is to be resumed is not there.
+        SettingsError: what is to be resumed is not there, or there is no time at all.
     """
+    if not 0 < minutes < float("inf"):
+        raise SettingsError(f"minutes must be a positive number, got {minutes:g}")
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty: choose another output folder")
     train_pieces(output / STATE, minutes=minutes, seed=seed, device=device, resume=resume)

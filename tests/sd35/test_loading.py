@@ -33,7 +33,7 @@ def nothing_is_read(monkeypatch) -> None:
 
 
 def without(source, name: str, path):
-    """A copy of the tensors of one file, but for one of them."""
+    """A copy of the tensors of one file, without one of them."""
     tensors = load_file(source)
     del tensors[name]
     save_file(tensors, path)
@@ -285,7 +285,7 @@ def test_what_is_no_setting_is_refused_with_those_there_are(pipe, name) -> None:
 
 def test_the_settings_of_each_task_are_named(pipe) -> None:
     result = pipe.generate("a", steps=1)
-    with pytest.raises(SettingsError, match=r"no setting nothing; there are method, accuracy, .* steps, "):
+    with pytest.raises(SettingsError, match=r"no setting nothing; there are precision, method, .* steps, "):
         pipe.invert(result.latents, "a", nothing=1)
-    with pytest.raises(SettingsError, match=r"no setting nothing; there are method, strength, .* steps, "):
+    with pytest.raises(SettingsError, match=r"no setting nothing; there are precision, method, .* steps, "):
         pipe.edit(result.latents, "b", "a", nothing=1)

@@ -132,7 +132,7 @@ def test_what_was_cut_is_told(text):
     assert set(notes) == {(1, "clip_l"), (1, "clip_g"), (0, "t5")}
     assert notes[1, "clip_l"].cut == prompt[300:]
     shown = repr("dog " * 15 + "…")
-    expected = f"prompt 1, clip_l: not read, for want of room, from character 300 on (9700): {shown}"
+    expected = f"prompt 1, clip_l: not read, no room left, from character 300 on (9700): {shown}"
     assert str(notes[1, "clip_l"]) == expected
     longest = encoding.context.shape[1] - 77
     assert longest > 2500

@@ -77,7 +77,7 @@ def check_whole(kind: str | None, tensors: Mapping[str, Tensor], *, where: str) 
 
 
 def check_alpha(alpha: Tensor | None, *, matters: bool, where: str) -> float | None:
-    """The value of alpha, where it says something; an AdapterError where nobody can know what it means."""
+    """The value of alpha, where it says something; an AdapterError where its meaning cannot be known."""
     if alpha is None or not matters:
         return None
     if alpha.numel() != 1:

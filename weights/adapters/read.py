@@ -161,7 +161,7 @@ def _update(
     twice = [role for role, count in Counter(key.role for key in group.values()).items() if count > 1]
     if twice:
         both = ", ".join(key for key, read in group.items() if read.role == twice[0])
-        raise AdapterError(f"{where} is named twice ({both}): nobody knows which is meant, keep one")
+        raise AdapterError(f"{where} is named twice ({both}): which is meant cannot be known, keep one")
     roles = {read.role: tensors[key] for key, read in group.items()}
     kind = check_whole(kind_of(list(roles)), roles, where=where)
     rank, _ = scale_of(kind, roles, None)
@@ -207,7 +207,7 @@ def _check_targets(updates: tuple[Update, ...], name: str) -> None:
             if update.rows[0] < other.rows[1] and other.rows[0] < update.rows[1]:
                 raise AdapterError(
                     f"{name}: {other.keys[0]} and {update.keys[0]} change the same rows of {update.path}: "
-                    "nobody knows which is meant, keep one"
+                    "which is meant cannot be known, keep one"
                 )
         seen[update.part, update.path].append(update)
 

@@ -45,7 +45,7 @@ class PeftConfig:
                 re.compile(pattern)
         except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
             raise AdapterError(
-                f"{name}: its PEFT configuration cannot be read ({error!r}), and without it nobody knows the "
+                f"{name}: its PEFT configuration cannot be read ({error!r}), and without it nothing tells the "
                 "file's scale: save it again with its trainer"
             ) from None
         return parsed
@@ -100,7 +100,7 @@ def peft_configs(
             raise ValueError("it should hold an object")
     except (ValueError, RecursionError) as error:
         raise AdapterError(
-            f"{name}: its header's {METADATA} is no JSON ({error}), and without it nobody knows the file's "
+            f"{name}: its header's {METADATA} is no JSON ({error}), and without it nothing tells the file's "
             "scale: fetch it again, or save it again with its trainer"
         ) from None
     if {"r", "lora_alpha"} & set(stored):  # SimpleTuner leaves the part out

@@ -82,7 +82,7 @@ def take_scales(
         scales = [keys[end] for end in _SCALES if end in keys]
         if len(scales) > 1:
             raise FileFormatError(
-                f"{where}: {' and '.join(scales)} are both there: nobody knows which is meant"
+                f"{where}: {' and '.join(scales)} are both there: which is meant cannot be known"
             )
         one = Coded(scales[0] if scales else None, layers.get(layer), keys.get(_FORMAT))
         _check(weight, one, infos, where)
@@ -114,7 +114,7 @@ def _check(weight: str, coded: Coded, infos: Mapping[str, TensorInfo], where: st
     if info.dtype not in ("F8_E4M3", "F8_E5M2") and not (states_format and info.dtype in ("U8", "I8")):
         raise FileFormatError(
             f"{where}: {coded.scale or weight} is the scale of a weight in 8 bits, and {weight} is "
-            f"{info.dtype}: nobody knows whether it is multiplied already. Fetch another version of the file"
+            f"{info.dtype}: whether it is multiplied already cannot be known. Fetch another version of the file"
         )
     if coded.scale is None:
         if states_format:

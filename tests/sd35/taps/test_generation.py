@@ -119,7 +119,7 @@ def test_patching_what_was_not_captured(model, generate, inputs):
     with capture(model, TAP, steps=[0], branch="cond") as taps:
         generate(model)
     with (
-        pytest.raises(TapError, match=r"not captured for .* 0 uncond \(0,\), but for 0 cond \(0,\): narrow"),
+        pytest.raises(TapError, match=r"not captured for .* 0 uncond \(0,\), only for 0 cond \(0,\): narrow"),
         patch(model, {TAP: taps}),
     ):
         generate(model)

@@ -69,6 +69,13 @@ def test_a_folder_without_pieces_is_refused(tmp_path: Path) -> None:
         recipe.train(tmp_path / "new", minutes=1, resume=tmp_path)
 
 
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_no_time_is_refused_before_anything_is_written(tmp_path: Path, minutes: float) -> None:
+    with pytest.raises(SettingsError, match="minutes must be a positive number"):
+        recipe.train(tmp_path / "new", minutes=minutes)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("kept", ["sd3.5_tiny.safetensors", "notes.txt"])
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, kept: str) -> None:
     (tmp_path / kept).write_bytes(b"mine")

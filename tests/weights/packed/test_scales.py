@@ -95,7 +95,7 @@ REFUSED = {
     "no JSON": ({"extra": comfy("{")}, "comfy_quant holds no format"),
     "header no JSON": ({"metadata": {"_quantization_metadata": "{"}}, "cannot be read"),
     "both spellings": ({"extra": COMFY | {f"{LAYER}.scale_weight": torch.ones(())}}, "are both there"),
-    "of full precision": ({"fp8": torch.float16}, "nobody knows whether it is multiplied already"),
+    "of full precision": ({"fp8": torch.float16}, "whether it is multiplied already cannot be known"),
     "another marker": ({"extra": {"scaled_fp8": torch.zeros(0).half()}}, "fp8 or F32 marks the file"),
     "of nothing": ({"extra": {"joint_blocks.0.none.weight_scale": torch.ones(())}}, "is there and"),
 }
