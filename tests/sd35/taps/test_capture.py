@@ -35,8 +35,8 @@ def test_halfway_tokens_and_values(model, inputs):
     with capture(model, "joint_blocks.1.**") as taps:
         model(*inputs())
     at = "joint_blocks.1.x_block"
-    mlp = taps[f"{at}.mlp"] * taps[f"{at}.adaLN_modulation.gate_mlp"]
-    assert torch.equal(taps["joint_blocks.1.x"], taps[f"{at}.attended"] + mlp)
+    half, gate, mlp = (taps[f"{at}.{name}"] for name in ("attended", "adaLN_modulation.gate_mlp", "mlp"))
+    assert torch.equal(taps["joint_blocks.1.x"], torch.addcmul(half, gate, mlp))
     query, key, value = taps[f"{at}.attn.qkv"].chunk(3, dim=-1)
     assert torch.equal(taps[f"{at}.attn.v"].transpose(1, 2).flatten(2), value)
     assert not torch.equal(query, key)
