@@ -48,6 +48,8 @@ def beside(name: str) -> ModuleType:
 
 
 judge = beside("judge")
+FEW = 12
+"""Steps of the solver for a picture that is only judged."""
 
 
 def told(**result: Any) -> None:
@@ -128,16 +130,16 @@ def is_hexagon(picture: np.ndarray, colour: str) -> bool:
 def hexagons(pipe: sd35.Pipeline) -> float:
     """The share of hexagons that are drawn right, of colours and backgrounds in pairs."""
     prompts = [(c, f"a {c} hexagon on a {b} background") for c in COLOURS for b in ("white", "black")]
-    drawn = pictures(pipe, [prompt for _, prompt in prompts])
+    drawn = pictures(pipe, [prompt for _, prompt in prompts], steps=FEW)
     return sum(is_hexagon(one, colour) for one, (colour, _) in zip(drawn, prompts, strict=True)) / len(drawn)
 
 
 def lesson_hexagon(folder: Path, steps: int) -> None:
     """A LoRA of rank 8 from 20 pictures, without and with prior preservation."""
     paint_hexagons(folder / "pictures", 20)
-    rest = known(24, seed=11)
+    rest = known(16, seed=11)
     pipe = sd35.load("tiny")
-    told(lesson="hexagon", before={"hexagons": hexagons(pipe), "rest right": right(pipe, rest)})
+    told(lesson="hexagon", before={"hexagons": hexagons(pipe), "rest right": right(pipe, rest, steps=FEW)})
     common = {
         "steps": steps,
         "rank": 8,
@@ -158,8 +160,8 @@ def lesson_hexagon(folder: Path, steps: int) -> None:
             folder / "pictures",
             folder / "with",
             places={"cache": folder / "cache"},
-            class_prompt=tuple(known(100, seed=12)),
-            class_pictures=100,
+            class_prompt=tuple(known(40, seed=12)),
+            class_pictures=40,
             **common,
         ),
     }
@@ -174,7 +176,7 @@ def lesson_hexagon(folder: Path, steps: int) -> None:
             steps=steps,
             seconds=round(seconds),
             hexagons=hexagons(taught),
-            rest_right=right(taught, rest),
+            rest_right=right(taught, rest, steps=FEW),
         )
 
 
@@ -224,7 +226,7 @@ def lesson_reflow(folder: Path, steps: int) -> None:
     )
 
 
-LESSONS = {"hexagon": (lesson_hexagon, 600), "reflow": (lesson_reflow, 600)}
+LESSONS = {"hexagon": (lesson_hexagon, 300), "reflow": (lesson_reflow, 600)}
 
 
 def main() -> None:

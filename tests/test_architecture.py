@@ -232,7 +232,7 @@ LAYERS = (
     ("methods", "documented"),
     ("saved",),
     ("evaluation",),
-    ("velocity", "adapters", "memory", "cache"),
+    ("velocity", "adapters", "memory", "cache", "parallel"),
     ("model",),
     ("found",),
     ("taps",),

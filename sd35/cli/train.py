@@ -74,8 +74,13 @@ def run(args: argparse.Namespace) -> int:
         "progress": sys.stderr.isatty(),
     }
     given = given_settings(args, getattr(methods, settings))
+    from ..train.world import joined
+
     given |= {name: vars(args)[name] for name in ("class_data", "control_data") if name in vars(args)}
-    print(train(args.model or "tiny", args.data, args.output, places=places, **given))
+    with joined() as is_main:
+        path = train(args.model or "tiny", args.data, args.output, places=places, **given)
+    if is_main:
+        print(path)
     return 0
 
 

@@ -46,11 +46,11 @@ class Batch(NamedTuple):
     control: Tensor | None = None
     """Latents of control pictures, shaped as the latents."""
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
-        control = None if self.control is None else self.control.to(device)
-        latents, context, pooled = (tensor.to(device) for tensor in self[:3])
-        return Batch(latents, context, pooled, self.captions, control)
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Batch":
+        """The same on a device, with latents in this dtype."""
+        control = None if self.control is None else self.control.to(device, dtype)
+        context, pooled = self.context.to(device), self.pooled.to(device)
+        return Batch(self.latents.to(device, dtype), context, pooled, self.captions, control)
 
 
 @dataclass(frozen=True)

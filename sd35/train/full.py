@@ -19,6 +19,7 @@ from .methods import FullTraining
 from .objective import LossOf, velocity_loss
 from .session import Places, Session
 from .settings import Training, training_of
+from .shard import mesh_of, save_sharded, shard_weights
 
 FILE, PREFIX = "model.safetensors", "model.diffusion_model."
 
@@ -54,11 +55,14 @@ def train_full(
     training = training_of(FullTraining, given)
     session = Session(Places(source=source, data=data, output=output, **(places or {})), training, "full")
     session.read_data()
-    return learn_full(session, training, session.transformer(), session.loss_of(velocity_loss))
+    mmdit = session.transformer(mapped=session.world.size > 1)
+    return learn_full(session, training, mmdit, session.loss_of(velocity_loss))
 
 
 def learn_full(session: Session, training: Training, mmdit: MMDiT, loss_of: LossOf, **made_of: str) -> Path:
     """Train all weights of a transformer, but for its table of positions, which is no weight.
+
+    Several processes spread the weights by FSDP2, block by block (`shard`).
 
     Args:
         session: of the run.
@@ -67,8 +71,12 @@ def learn_full(session: Session, training: Training, mmdit: MMDiT, loss_of: Loss
         loss_of: see `LossOf`.
         made_of: hashes of what else the weights depend on.
     """
+    several = session.world.size > 1
+    if several:
+        shard_weights(mmdit, mesh_of(session.device), session.dtype)
     parameters = dict(mmdit.requires_grad_(True).named_parameters())
-    session.say(f"all weights: {memory_of(mmdit, parameters, session.largest, training)}")
+    if not several:
+        session.say(f"all weights: {memory_of(mmdit, parameters, session.largest, training)}")
     prepare_blocks(mmdit, training)
 
     def loss(number: int) -> Tensor:
@@ -76,7 +84,10 @@ def learn_full(session: Session, training: Training, mmdit: MMDiT, loss_of: Loss
 
     def export(folder: Path) -> None:
         size = session.found.size
-        tensors = {PREFIX + name: one.contiguous() for name, one in mmdit.state_dict().items()}
+        tensors = {PREFIX + name: one.to(session.dtype) for name, one in mmdit.state_dict().items()}
+        if several:
+            save_sharded(tensors, folder / FILE)
+            return
         with written(folder / FILE, overwrite=True) as temporary:
             save_file(tensors, temporary, {"modelspec.resolution": f"{size.width}x{size.height}"})
 

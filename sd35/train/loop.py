@@ -17,8 +17,8 @@ from .ema import Average
 from .log import Log
 from .optimizer import Masters, Optimizer, learning_rate
 from .settings import Training
-from .state import FILE, load_state, save_state
-from .world import World
+from .state import FILE, load_state, save_sharded_state, save_state
+from .world import World, placed_as
 
 Loss = Callable[[int], Tensor]
 """loss(number) of a micro-batch, counted from 0 over the whole run: a function of that number and of the
@@ -114,7 +114,7 @@ def fit(
         if _due(step, training.save_every, training.steps):
             learner.save(step, run, export)
             saved = step
-        if watch.sample is not None and world.is_main and _due(step, training.sample_every, training.steps):
+        if watch.sample is not None and _due(step, training.sample_every, training.steps):
             with learner.averaged():
                 watch.sample(step)
     bar.close()
@@ -148,7 +148,8 @@ class Learner:
             self.masters.collect()
             values.append(value.detach())
         mean = torch.stack(values).mean()
-        self.world.average([mean, *(one.grad for one in self.masters.wide.values() if one.grad is not None)])
+        grads = [] if self.is_sharded else [one.grad for one in self.masters.wide.values()]
+        self.world.average([mean, *(grad for grad in grads if grad is not None)])
         norm = self.masters.gradient_norm(self.training.clip)
         return {"step": step, "loss": float(mean), "gradient_norm": norm}
 
@@ -171,14 +172,20 @@ class Learner:
     def save(self, step: int, run: Run, export: Callable[[Path], None]) -> None:
         """Write what has been learned, and the state from which the run goes on."""
         self.masters.clear()
-        if not self.world.is_main:
+        if not (self.world.is_main or self.is_sharded):
             return
         with self.averaged():
             export(run.folder)
         tensors = {
             f"{group}:{name}": one for group, own in self._groups().items() for name, one in own.items()
         }
-        save_state(run.folder, step, tensors, run.identity)
+        save = save_sharded_state if self.is_sharded else save_state
+        save(run.folder, step, tensors, run.identity)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has a part of every weight: then all of them save together."""
+        return any(hasattr(one, "full_tensor") for one in self.masters.wide.values())
 
     @torch.no_grad()
     def restore(self, run: Run) -> int:
@@ -190,7 +197,7 @@ class Learner:
             groups[group][name] = tensor
         for group in ("weight", "average"):
             for name, own in self._groups().get(group, {}).items():
-                own.copy_(groups[group][name])
+                own.copy_(placed_as(groups[group][name], own))
         self.optimizer.restore(groups["optimizer"])
         self.masters.publish()
         return step

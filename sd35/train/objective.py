@@ -30,9 +30,9 @@ class Draw(NamedTuple):
     sigma: Tensor
     """(B,)."""
 
-    def to(self, device: torch.device) -> "Draw":
-        """The same on a device."""
-        return Draw(self.noise.to(device), self.sigma.to(device))
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Draw":
+        """The same on a device, with noise in this dtype."""
+        return Draw(self.noise.to(device, dtype), self.sigma.to(device))
 
 
 def draw(shape: torch.Size, training: Training, number: int) -> Draw:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import SettingsError
 from .muon import Muon
 from .settings import Training
+from .world import placed_as
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 HIDDEN = r".*blocks\.\d+\..*(attn2?\.(qkv|proj)|mlp\.fc[12])\.weight"
@@ -44,7 +45,8 @@ class Masters:
 
     def gradient_norm(self, clip: float) -> float:
         """The norm of all gradients together, which are then scaled down to `clip` at most."""
-        return float(nn.utils.clip_grad_norm_([*self.wide.values()], clip))
+        norm: Any = nn.utils.clip_grad_norm_([*self.wide.values()], clip)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def clear(self) -> None:
         """Forget all gradients."""
@@ -108,7 +110,9 @@ class Optimizer:
                 self.muon.momenta[int(what)].copy_(value)
             else:
                 own = self.rest[name]
-                self.adam.state[own][what] = value if what == "step" else value.to(own.device)
+                self.adam.state[own][what] = (
+                    value.reshape(()) if what == "step" else placed_as(value.to(own.device), own)
+                )
 
 
 def _adam(name: str) -> Any:

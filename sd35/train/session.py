@@ -14,6 +14,7 @@ from mmdit import MMDiT
 from textenc import TextEncoder
 from textenc.tokenizer import CLIP_LENGTH
 from vae import VAE
+from weights.load import load_component
 
 from ..device import as_device, as_dtype
 from ..found import Found, Place, find, read_part, read_text
@@ -144,8 +145,9 @@ class Session:
             assert source is not None
             batch = source.batch(number)
             drawn = draw(batch.latents.shape, self.training, number + apart)
-            batch = read_anew(text, mine(self.world, batch)).to(self.device)
-            drawn = Draw(self.world.rows(drawn.noise), self.world.rows(drawn.sigma)).to(self.device)
+            where = self.device, torch.promote_types(self.dtype, torch.float32)
+            batch = read_anew(text, mine(self.world, batch)).to(*where)
+            drawn = Draw(self.world.rows(drawn.noise), self.world.rows(drawn.sigma)).to(*where)
             return objective(predict, batch, drawn, self.training)
 
         return loss_of
@@ -168,8 +170,10 @@ class Session:
         for line in lines if self.places.progress and self.world.is_main else ():
             tqdm.write(line, file=sys.stderr)
 
-    def transformer(self) -> MMDiT:
-        """Load the transformer."""
+    def transformer(self, *, mapped: bool = False) -> MMDiT:
+        """Load the transformer; or map its tensors from the file, to be read when they are needed."""
+        if mapped:
+            return cast(MMDiT, load_component(self.found.components["mmdit"]))
         return cast(MMDiT, read_part(self.found, "mmdit", self.device, self.dtype))
 
     def autoencoder(self) -> VAE:
@@ -230,7 +234,8 @@ class Session:
             images = draw_pictures(
                 mmdit, vae, lambda one: self.encode(one, text), prompts, self.size, range(len(prompts))
             )
-            save_samples(images, self.folder / "samples", step)
+            if self.world.is_main:
+                save_samples(images, self.folder / "samples", step)
 
         return sample
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..saved.write import written
 from .settings import Training
 
 FILE, FORMAT = "state.safetensors", "sd35.train 1"
+STEP, IDENTITY = "step", "identity"
 
 
 def identity_of(kind: str, training: Training, **made_of: str) -> dict[str, Any]:
@@ -36,7 +38,28 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], identity:
     """Write the state after a step over the one before, whole or not at all."""
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with written(folder / FILE, overwrite=True) as temporary:
-        save_file(whole, temporary, {"step": str(step), "identity": json.dumps(dict(identity))})
+        save_file(whole | _about(step, identity), temporary)
+
+
+def save_sharded_state(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], identity: Mapping[str, Any]
+) -> None:
+    """The same of tensors that are spread over processes, which all call this together."""
+    from .shard import save_sharded  # torch's distributed modules take a second, where several run alone
+
+    save_sharded({**tensors, **_about(step, identity)}, folder / FILE)
+
+
+def _about(step: int, identity: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Step and identity as tensors: a file that several processes write has no other place for them.
+
+    As floats, since torch joins no other kind; a letter each.
+    """
+    letters = json.dumps(dict(identity)).encode()
+    return {
+        STEP: torch.tensor(float(step), dtype=torch.float64),
+        IDENTITY: torch.tensor(list(letters)).float(),
+    }
 
 
 def load_state(folder: Path, identity: Mapping[str, Any]) -> tuple[int, dict[str, Tensor]]:
@@ -50,9 +73,9 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> tuple[int, dict[str
         raise SettingsError(f"there is nothing to resume in {folder}: it has no {FILE}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        theirs, step = json.loads(metadata["identity"]), int(metadata["step"])
+        theirs = json.loads(bytes(tensors.pop(IDENTITY).int().tolist()))
+        step = int(tensors.pop(STEP).item())
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise SettingsError(f"{path} is damaged ({error}): the run cannot be resumed from it") from error
     ours = json.loads(json.dumps(dict(identity)))
