@@ -5,6 +5,7 @@ order: path, convert, schedule, solvers/base, solvers/runge_kutta, guidance, obj
 and likelihood, or solvers/reversible and inverse/. docs/flows.md walks through it in two dimensions.
 """
 
+from .cache import Cached
 from .calibrate import Calibration, calibrate
 from .convert import Prediction, convert, probability_flow
 from .coupling import couple
@@ -81,6 +82,7 @@ __all__ = [
     "SKIP_LAYER",
     "SOLVERS",
     "VE",
+    "Cached",
     "Calibration",
     "Closeness",
     "Companion",

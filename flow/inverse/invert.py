@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cache import Cached
 from ..errors import FlowError
 from ..solvers.base import Velocity, prepare
 from ..solvers.companion import Companion, settings_of
@@ -124,6 +125,8 @@ def inverting(
 ) -> Iterator[InverseStep]:
     """`invert` as a generator of steps, from data to noise, for progress and for stopping early."""
     entry = lookup(solver)
+    if isinstance(velocity, Cached):
+        raise FlowError("a cached velocity is no function of x and sigma, and has no inverse: invert without")
     if entry.stochastic:
         raise FlowError(
             f"{solver!r} cannot be inverted: each of its steps adds noise of which the data keep no trace. "
