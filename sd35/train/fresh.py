@@ -88,8 +88,9 @@ def trained_updates(target: Any) -> list[Update]:
     return updates
 
 
-def save_lora(target: Any, path: Path, spelling: Spelling = "diffusers") -> Path:
+def save_lora(target: Any, path: str | Path, spelling: Spelling = "diffusers") -> Path:
     """Write the LoRA that is trained on a model, whole or not at all, over an earlier one."""
+    path = Path(path)
     mmdit = parts_of(target).get("mmdit")
     modules = [] if mmdit is None else [name for name, _ in mmdit.named_modules()]
     tensors, metadata = spell_adapter(trained_updates(target), modules, spelling)

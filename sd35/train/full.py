@@ -10,6 +10,7 @@ from torch import Tensor
 from mmdit import MMDiT
 
 from ..documented import takes
+from ..errors import SettingsError
 from ..found import Place
 from ..saved.write import written
 from .blocks import prepare_blocks
@@ -72,6 +73,8 @@ def learn_full(session: Session, training: Training, mmdit: MMDiT, loss_of: Loss
         made_of: hashes of what else the weights depend on.
     """
     several = session.world.size > 1
+    if several and training.optimizer != "adamw":
+        raise SettingsError(f"{training.optimizer} needs whole matrices: several processes train by adamw")
     if several:
         shard_weights(mmdit, mesh_of(session.device), session.dtype)
     parameters = dict(mmdit.requires_grad_(True).named_parameters())

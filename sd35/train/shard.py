@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -66,7 +66,7 @@ def save_sharded(tensors: Mapping[str, Tensor], path: Path) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=True)
     # A single number loses its value where torch joins parts, and keeps it as a row of one.
     rows = {name: one.reshape(1) if one.ndim == 0 else one for name, one in tensors.items()}
-    dcp.save(rows, storage_writer=writer)
+    save(rows, storage_writer=writer)
     dist.barrier()
     if dist.get_rank() == 0:
         (folder / WHOLE).replace(path)
