@@ -45,7 +45,7 @@ def sigmas(
         steps: how many steps, 1 to 10,000.
         schedule_shift: s above, positive.
         preset: whose table.
-        least_ratio: of `tailed`, in (0, 0.5]: σ' / σ of a step is at least that, except of the last, to 0. None
+        least_ratio: of `tailed`, in (0, 0.5]: σ' / σ of a step is at least that, except the last's. None
             is 0.4.
 
     Returns:
@@ -94,7 +94,7 @@ def tailed(steps: int, schedule_shift: float, least_ratio: float) -> Tensor:
 
         x' = ρ x + (1 - ρ) D(x),    so its derivative is ρ + (1 - ρ) D'
 
-    Along the data D' is 1, and so is the step's. Across them D' is 0 except for an error e of the network, which
+    Along the data D' is 1, and so is the step's. Across them D' is 0 and an error e of the network, which
     guidance multiplies: the step stretches by ρ + (1 - ρ) e. Where e < -ρ / (1 - ρ) that is negative. The
     step then folds: it is no longer one-to-one, and no inverse can know which way it came. The reference
     table's last step but one, from 0.111 to 0.0089, has ρ = 0.08 and folds from e = -0.087 on; with ρ at

@@ -59,7 +59,7 @@ class Bank:
             except BrokenProcessPool:
                 if not len(self):
                     raise
-                # A worker was killed, perhaps because memory ran out. What has arrived is enough to go on with.
+                # A worker was killed, perhaps for lack of memory. What has arrived is enough to go on.
                 warnings.warn(f"drawing of captions ended early, with {len(self)} scenes", stacklevel=2)
                 self.waiting.clear()
                 return

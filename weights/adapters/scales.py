@@ -45,7 +45,7 @@ class PeftConfig:
                 re.compile(pattern)
         except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
             raise AdapterError(
-                f"{name}: its PEFT configuration cannot be read ({error!r}), and without it nothing tells the "
+                f"{name}: its PEFT configuration cannot be read ({error!r}), and nothing else tells the "
                 "file's scale: save it again with its trainer"
             ) from None
         return parsed

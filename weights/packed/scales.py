@@ -114,7 +114,8 @@ def _check(weight: str, coded: Coded, infos: Mapping[str, TensorInfo], where: st
     if info.dtype not in ("F8_E4M3", "F8_E5M2") and not (states_format and info.dtype in ("U8", "I8")):
         raise FileFormatError(
             f"{where}: {coded.scale or weight} is the scale of a weight in 8 bits, and {weight} is "
-            f"{info.dtype}: whether it is multiplied already cannot be known. Fetch another version of the file"
+            f"{info.dtype}: whether it is multiplied already cannot be known. Fetch another version of the "
+            "file"
         )
     if coded.scale is None:
         if states_format:
