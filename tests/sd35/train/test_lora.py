@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_leaves_the_last_save(
     folder = shutil.copytree(trained, tmp_path / "run")
     before = (folder / "state.safetensors").read_bytes()
 
-    def full(tensors, path, metadata):
+    def full(tensors, path, metadata=None):
         save_file(tensors, path)
         raise OSError(28, "No space left on device", str(path))
 
