@@ -37,13 +37,13 @@ class Piece:
 
 
 def blocks_of(text: str) -> list[Piece]:
-    """The fenced blocks of a Markdown text."""
+    """The fenced blocks of a Markdown text; "no-run" behind the language marks what needs a user's files."""
     blocks, start, language = [], 0, None
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
-        fence = re.match(r"\s*```\s*(\w*)", line)
+        fence = re.match(r"\s*```\s*(\w*)(.*)", line)
         if fence and language is None:
-            start, language = number + 1, fence[1]
+            start, language = number + 1, "" if "no-run" in fence[2] else fence[1]
         elif fence and language is not None:
             blocks.append(Piece(language, "\n".join(lines[start - 1 : number - 1]), start))
             language = None
