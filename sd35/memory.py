@@ -29,7 +29,8 @@ from .velocity import GuidedVelocity
 Level = Literal["auto", "off", "low", "lowest"]
 GB = 1e9
 SPARE = 1.5e9
-"""Bytes left for what is not computed: workspaces, 1.1 GB in a decode of 1024 x 1024 on an H100."""
+"""Bytes left for what is not computed: workspaces, 1.1 GB in a decode of 1024 x 1024 on an H100. A small
+model leaves as much as it needs."""
 TILE = 64
 """Side of a tile in latent pixels."""
 STEP, DECODE = 23, 6
@@ -128,8 +129,9 @@ def choose(
     plans = {name: replace(plan, **moves) for name, plan in PLANS.items()}
     chosen: str = level
     if level == "auto":
-        room = float("inf") if free is None else free - SPARE
-        chosen = next((name for name, plan in plans.items() if needs.peak(plan) <= room), "lowest")
+        peaks = {name: needs.peak(plan) for name, plan in plans.items()}
+        fits = (name for name, peak in peaks.items() if free is None or peak + min(peak, SPARE) <= free)
+        chosen = next(fits, "lowest")
     if chosen == "off":
         return Plan(), ()
     plan = plans[chosen]
