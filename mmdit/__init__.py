@@ -1,6 +1,6 @@
 """The MM-DiT of Stable Diffusion 3 and 3.5, and the ControlNets that steer it."""
 
-from .compiled import compile_blocks, eager_blocks
+from .compiled import compile_blocks, eager_blocks, is_compiled, is_watched
 from .config import MMDiTConfig, ShapeError
 from .controlnet import ControlNet, ControlNetConfig
 from .embed import position_table, timestep_embedding
@@ -24,6 +24,8 @@ __all__ = [
     "eager_blocks",
     "flops",
     "init_weights",
+    "is_compiled",
+    "is_watched",
     "position_table",
     "release_modulation",
     "spread",

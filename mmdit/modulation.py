@@ -5,7 +5,7 @@ for every picture of a prompt. In SD3.5-medium the layers hold 34 % of all weigh
 the vectors of 28 steps with guidance, 56 MB.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,26 +19,37 @@ from .model import MMDiT
 class FindStep(nn.Module):
     """In the place of `conditioning`: from c to where its vectors stand in the tables.
 
-    c is compared bit by bit. What is not in the table is an error on a CPU; on a GPU, which is not waited
-    for, it points at a last row of NaN, so that it never passes for a result.
+    c is compared bit by bit with those of batches of its size, since matrix products round otherwise in
+    others. What is not in the table is an error on a CPU; on a GPU, which is not waited for, it points at a
+    last row of NaN, so that it never passes for a result.
     """
 
     known: Tensor
 
-    def __init__(self, known: Tensor) -> None:
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        """Know the c of these batches, (B, D) each, those of one size in a row."""
         super().__init__()
-        self.register_buffer("known", known, persistent=False)  # (S · B, D)
+        self.register_buffer("known", torch.cat(list(batches)), persistent=False)
+        self.rows: dict[int, tuple[int, int]] = {}
+        """Size of a batch to where the rows of its kind begin and end."""
+        end = 0
+        for one in batches:
+            start, end = end, end + len(one)
+            self.rows[len(one)] = self.rows.get(len(one), (start, end))[0], end
 
     def forward(self, c: Tensor) -> Tensor:
         """(B, D) to row numbers, (B,)."""
-        same = (c[:, None] == self.known).all(dim=-1)  # (B, S · B)
+        start, end = self.rows.get(len(c), (0, 0))
+        same = (c[:, None] == self.known[start:end]).all(dim=-1)  # (B, rows)
         found = same.any(dim=-1)
-        if c.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(found.all()):
+        if end == 0 or (
+            c.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(found.all())
+        ):
             raise ValueError(
                 "these noise levels and pooled texts are not those that the modulation was computed for, in "
                 "a batch of the same size: restore() the model, or release it for the new schedule"
             )
-        return torch.where(found, same.int().argmax(dim=-1), len(self.known))
+        return torch.where(found, start + same.int().argmax(dim=-1), len(self.known))
 
 
 class Table(nn.Module):
@@ -77,7 +88,7 @@ class Released:
 
 
 @torch.no_grad()
-def release_modulation(model: MMDiT, sigmas: Tensor, pooled: Tensor) -> Released:
+def release_modulation(model: MMDiT, sigmas: Tensor, pooled: Tensor | Sequence[Tensor]) -> Released:
     """Compute the modulation vectors of every step, and take the layers that give them out of the model.
 
     The velocities stay what they were, to the last bit: each step's vectors are computed in the batch that
@@ -87,16 +98,20 @@ def release_modulation(model: MMDiT, sigmas: Tensor, pooled: Tensor) -> Released
         model: changed in place until `restore`; it answers for these steps and texts alone.
         sigmas: every noise level at which the model will be called, (S,); of a solver that looks between
             the steps, those levels too.
-        pooled: the pooled text of a call's whole batch, (B, pooled_dim).
+        pooled: the pooled text of a call's whole batch, (B, pooled_dim); or those of all
+            batches that will be called.
 
     Raises:
         ValueError: the model's modulation is released already, or a level is outside of [0, 1].
     """
     if isinstance(model.conditioning, FindStep):
         raise ValueError("the modulation of this model is released already: restore() it first")
-    text = model.y_embedder(pooled.to(model.dtype))
-    c = [model.conditioning(model.t_embedder(as_sigma(sigma, pooled)) + text) for sigma in sigmas.unbind()]
-    stands_in: dict[str, nn.Module] = {"conditioning": FindStep(torch.cat(c))}
+    c: list[Tensor] = []
+    for batch in sorted([pooled] if isinstance(pooled, Tensor) else pooled, key=len):
+        text = model.y_embedder(batch.to(model.dtype))
+        times = (model.t_embedder(as_sigma(sigma, batch), model.dtype) for sigma in sigmas.unbind())
+        c += [model.conditioning(time + text) for time in times]
+    stands_in: dict[str, nn.Module] = {"conditioning": FindStep(c)}
     for path, layer in _modulations(model):
         rows = [torch.cat(layer(one), dim=-1)[:, 0] for one in c]  # each (B, n · D)
         stands_in[path] = Table(torch.cat([*rows, torch.full_like(rows[0][:1], torch.nan)]), layer.n)

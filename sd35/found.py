@@ -209,7 +209,7 @@ def read_part(
 ) -> nn.Module:
     """Read the weights of one part; arguments and errors as in `read`."""
     device = as_device(device)
-    dtypes = _dtypes(device, dtype)
+    dtypes = dtypes_of(device, dtype)
     return load_component(found.components[part], device, dtypes[part], found.modules[part], unpack=unpack)
 
 
@@ -232,7 +232,7 @@ def read_text(
         found.tokenizers,
         widths_of(found.components),
         device,
-        _dtypes(device, dtype),
+        dtypes_of(device, dtype),
         one_by_one=one_by_one,
         unpack=unpack,
     )
@@ -246,7 +246,7 @@ def place_of(source: Place) -> str:
     return str(path.absolute()) if path.exists() or path.is_symlink() else str(source)
 
 
-def _dtypes(
+def dtypes_of(
     device: torch.device, dtype: torch.dtype | Mapping[str, torch.dtype | None] | None
 ) -> dict[str, torch.dtype | None]:
     """What each part is computed in; None is what its files hold."""

@@ -4,24 +4,35 @@ The file is not called load.py: a submodule of that name would take the place of
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from math import prod
+from typing import Any, TypeAlias
 
 import torch
 
+from mmdit import compile_blocks
+from textenc import T5
 from weights import SourceError
 from weights.adapters import read_adapter
+from weights.load import Loader
 
 from .adapters.lora import shapes_of
+from .device import as_device, check_compiler, fast_dtype
 from .errors import SettingsError
-from .found import Found, Place, find, read
+from .found import Found, Place, dtypes_of, find, read
 from .loras import Lora, Loras
+from .memory import Level, Needs, choose, free_memory
 from .pipeline import Pipeline
+
+Dtypes: TypeAlias = torch.dtype | Mapping[str, torch.dtype | None] | None
+LARGE = 1e9
+"""Bytes of weights in bfloat16 from which a model may be computed in it on a CPU unasked."""
 
 
 def load(
     source: Place,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | Mapping[str, torch.dtype | None] | None = None,
+    dtype: Dtypes = None,
     *,
     text: bool = True,
     text_encoders: Place | None = None,
@@ -32,6 +43,8 @@ def load(
     vae: Place | None = None,
     lora: Any = None,
     one_by_one: bool = False,
+    memory: Level = "auto",
+    compile: bool = False,
     unpack: bool = False,
     hash_values: bool = False,
 ) -> Pipeline:
@@ -49,8 +62,10 @@ def load(
             "owner/name[/file][@revision]" on the Hugging Face Hub.
         device: where everything runs; "auto" is the fastest there is.
         dtype: what everything is computed in, or what each part is, by its name: "mmdit", "vae", "clip_l",
-            "clip_g", "t5". None, or no entry, means float32 on a CPU, which has no fast arithmetic in less
-            and gains accuracy, and the files' own dtype elsewhere, which is what the models are run in.
+            "clip_g", "t5". None, or no entry, means float32 on a CPU and the files' own dtype elsewhere,
+            which is what the models are run in. But None is bfloat16 on a CPU that multiplies it fast, where
+            the model has more than 1 GB of weights in it; smaller ones, like the embedded one, stay in
+            float32, so that their pictures are the same on every machine. `invert` and `edit` widen it again.
         text: False leaves all text encoders out, for prompts that are encoded already.
         text_encoders: another source for the text encoders and their tokenizers.
         clip_l: False leaves this encoder out; another source takes it from there.
@@ -64,6 +79,11 @@ def load(
             both; see `sd35.add_lora`.
         one_by_one: load each text encoder when prompts are encoded and free it before the next, so that only
             one is in memory at a time.
+        memory: "low" draws in less memory with equal bits, "lowest" in still less with small differences,
+            "auto" takes the first of "off", "low" and "lowest" that fits into what is free; see `sd35.memory`
+            and docs/speed.md. `Pipeline.notes` say what was done.
+        compile: run the transformer's blocks through torch.compile: faster on a GPU after some seconds at the
+            first step; results differ by rounding, and pictures record it.
         unpack: weights in fp8, int8 and GGUF's blocks stay as they are, and each linear layer makes its
             numbers when it is used; True makes all of them now, which takes more memory and less time.
         hash_values: record in pictures a hash of every byte of the files, for which all are read; by default
@@ -86,7 +106,19 @@ def load(
     )
     loras = Loras().check("lora", [] if lora is None else lora)
     check_loras(found, loras)
-    pipe = load_found(found, device, dtype, one_by_one=one_by_one, unpack=unpack, hash_values=hash_values)
+    device = as_device(device)
+    chosen, notes = (dtype, ()) if dtype is not None else usual_dtype(found, device)
+    pipe = load_found(
+        found,
+        device,
+        chosen,
+        memory=memory,
+        compile=compile,
+        one_by_one=one_by_one,
+        unpack=unpack,
+        hash_values=hash_values,
+    )
+    pipe.notes = (*notes, *pipe.notes)
     for one in loras:
         pipe.add_lora(one.source, one.scale)
     return pipe
@@ -95,11 +127,66 @@ def load(
 def load_found(
     found: Found,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | Mapping[str, torch.dtype | None] | None = None,
-    **options: bool,
+    dtype: Dtypes = None,
+    *,
+    memory: Level = "auto",
+    compile: bool = False,
+    one_by_one: bool = False,
+    unpack: bool = False,
+    hash_values: bool = False,
 ) -> Pipeline:
-    """Read the weights of a model that was looked for already, by `find`; the rest is as in `load`."""
-    return Pipeline(**vars(read(found, device, dtype, **options)))
+    """Read the weights of a model that was looked for already, by `find`; the rest is as in `load`.
+
+    No dtype means float32 on a CPU, whatever its size.
+    """
+    device = as_device(device)
+    if compile:
+        check_compiler(device)
+    needs = needs_of(found, device, dtype, unpack=unpack)
+    plan, notes = choose(memory, needs, device, free_memory(device))
+    plan = replace(plan, one_by_one=plan.one_by_one or one_by_one)
+    model = read(found, device, dtype, one_by_one=plan.one_by_one, unpack=unpack, hash_values=hash_values)
+    if plan.by_layers and model.text is not None and isinstance(model.text.t5, Loader):
+        model.text = replace(model.text, t5=replace(model.text.t5, by_layers=True))
+    if compile:
+        compile_blocks(model.mmdit)
+        notes = (*notes, "the transformer is compiled by block: its first step takes some seconds more")
+    return Pipeline(**{**vars(model), "plan": plan, "notes": notes})
+
+
+def usual_dtype(found: Found, device: torch.device) -> tuple[torch.dtype | None, tuple[str, ...]]:
+    """What a model is computed in where nobody says it, and a line that tells; see `load`."""
+    numbers = sum(prod(shape) for part in found.components.values() for shape in part.shapes().values())
+    if device.type != "cpu" or 2 * numbers <= LARGE or fast_dtype() == torch.float32:
+        return None, ()
+    size = 2e-9 * numbers
+    return torch.bfloat16, (
+        f"computed in bfloat16, which this processor multiplies fast: {size:.3g} GB of weights in place of "
+        f"{2 * size:.3g}; dtype float32 rounds less",
+    )
+
+
+def needs_of(found: Found, device: torch.device, dtype: Dtypes, *, unpack: bool = False) -> Needs:
+    """What the parts of a model that was found take, by their headers."""
+    dtypes, weights = dtypes_of(device, dtype), dict[str, float]()
+    for part, component in found.components.items():
+        itemsize = (dtypes[part] or component.dtype).itemsize
+        numbers = sum(prod(shape) for shape in component.shapes().values())
+        stored = sum(info.nbytes for info in component.sources.values())
+        weights[part] = stored if component.in_few_bits and not unpack else itemsize * numbers
+    mmdit, vae = found.mmdit, found.vae
+    streamed, t5 = 0.0, found.modules.get("t5")
+    if isinstance(t5, T5):
+        table = t5.shared.weight.numel() / sum(one.numel() for one in t5.parameters())
+        streamed = weights["t5"] * (table + (1 - table) / t5.config.depth)
+    return Needs(
+        weights=weights,
+        mmdit=mmdit,
+        vae=vae,
+        itemsize=(dtypes["mmdit"] or found.components["mmdit"].dtype).itemsize,
+        pixels=found.size.width * found.size.height,
+        streamed=streamed,
+    )
 
 
 def check_loras(found: Found, loras: tuple[Lora, ...]) -> None:

@@ -4,22 +4,25 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flow import SOLVERS
-from mmdit import MMDiT
+from mmdit import MMDiT, is_compiled
 from textenc import Encoding, TextEncoder
 from textenc.prompt import PromptLike, as_prompts
 from vae import VAE
+from vae.tiling import decode_tiled
 from weights.load import Loader
 
 from .adapters.lora import loras_on
 from .errors import SettingsError, check_finite
 from .images import Picture, as_image
 from .loras import agreed
+from .memory import NOTHING, Plan
 from .settings import Missing, Settings
 from .size import Size, check_size
 from .velocity import GuidedVelocity
@@ -46,6 +49,10 @@ class Model:
     """The released model that the transformer is; "unknown" or empty for others."""
     schedule_shift: float | None = None
     """What its scheduler_config.json says, where that is not what the released models have."""
+    plan: Plan = NOTHING
+    """What is done to need less memory."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it was loaded."""
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -122,15 +129,24 @@ class Model:
             SettingsError: this pipeline has no text encoders.
             NonFiniteError: an encoder gave NaN or infinity.
         """
+        (encoding,) = self._encode(prompt, False, policy=policy, missing=missing)
+        return encoding
+
+    def _encode(
+        self, prompts: PromptLike | Sequence[PromptLike], alone: bool, **options: Any
+    ) -> list[Encoding]:
+        """Encode prompts, each alone or all in one batch, and check what came."""
         if self.text is None:
             raise SettingsError(
                 "this pipeline has no text encoders: load it with them, or give pipe.velocity two Encodings, "
                 "the prompt and the negative one, for flow.solve and pipe.decode; sd35.load shows how"
             )
-        encoding = self.text.encode(prompt, policy=policy, missing=missing)
-        for tensor in (encoding.context, encoding.pooled):
-            check_finite(tensor, "text encoders", tensor.dtype)
-        return encoding.to(self.device)
+        text = self.text
+        encodings = text.encode_each(prompts, **options) if alone else [text.encode(prompts, **options)]
+        for one in encodings:
+            for tensor in (one.context, one.pooled):
+                check_finite(tensor, "text encoders", tensor.dtype)
+        return [one.to(self.device) for one in encodings]
 
     def encode(self, picture: Picture) -> Tensor:
         """Latents of pictures: the mean, (B, 16, H/8, W/8), float32.
@@ -156,7 +172,11 @@ class Model:
             ValueError: the shape is another.
             NonFiniteError: the autoencoder gave NaN or infinity.
         """
-        image = torch.cat([self.vae.decode(one) for one in latents.to(self.device).float().split(1)])
+        tile = self.plan.tile
+        decode = (
+            self.vae.decode if tile is None else partial(decode_tiled, self.vae, tile=tile, overlap=tile // 4)
+        )
+        image = torch.cat([decode(one) for one in latents.to(self.device).float().split(1)])
         return check_finite(image, "autoencoder (decoding)", _dtype_of(self.vae))
 
     @contextmanager
@@ -209,6 +229,8 @@ class Model:
             "t5": "yes" if self.text is not None and self.text.t5 is not None else "no",
         }
         made_with |= {f"{part}_dtype": name for part, name in computed.items() if name != computed["mmdit"]}
+        made_with |= {"compiled": "by block"} if is_compiled(self.mmdit) else {}
+        made_with |= {"tile": str(self.plan.tile)} if self.plan.tile else {}
         made_with |= {f"{part}_source": source for part, source in self.sources.items()}
         made_with |= {"weights": self.weights} if self.weights else {}
         loras = agreed(settings.loras, loras_on(self))
@@ -232,22 +254,18 @@ class Model:
         """Encode the prompt of each image, and then the negative one.
 
         Each is encoded by itself, since T5's padding and the rounding of matrix products would make it depend
-        on its neighbours; all in one call where encoders are loaded for each, which would take too long.
+        on its neighbours; an encoder that is loaded for it is loaded once for all.
+
+        Raises:
+            SettingsError: there are no text encoders.
+            NonFiniteError: an encoder gave NaN or infinity.
         """
         prompts = [*settings.prompts, settings.negative]
-        policy, missing = settings.policy, settings.missing
-        if self.text is not None and self._loads_encoders():
-            together = self.encode_prompt(prompts, policy=policy, missing=missing)
-            each = [together.select(index) for index in range(len(prompts))]
-        else:
-            unique = {one: self.encode_prompt(one, policy=policy, missing=missing) for one in set(prompts)}
-            each = [unique[one] for one in prompts]
-        *cond, uncond = each
+        unique = list(dict.fromkeys(prompts))
+        encoded = self._encode(unique, True, policy=settings.policy, missing=settings.missing)
+        by_prompt = dict(zip(unique, encoded, strict=True))
+        *cond, uncond = (by_prompt[one] for one in prompts)
         return [one for one in cond for _ in range(settings.images_per_prompt)] + [uncond]
-
-    def _loads_encoders(self) -> bool:
-        encoders = (self.text.clip_l, self.text.clip_g, self.text.t5) if self.text is not None else ()
-        return any(one is not None and not isinstance(one, nn.Module) for one in encoders)
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:

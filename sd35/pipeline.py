@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from flow import Calibration, Companion
+from mmdit import is_compiled
 from textenc.prompt import PromptLike
 
 from .adapters.lora import add_lora, remove_lora, set_lora
@@ -190,7 +191,9 @@ class Pipeline(Model):
 
         Pictures that are drawn from now on carry its name, its file's hash and its scale.
         """
-        return add_lora(self, source, scale, name, merge)
+        report = add_lora(self, source, scale, name, merge)
+        self._compile_anew()
+        return report
 
     def set_lora(self, name: str, scale: float) -> None:
         """Change the strength of a LoRA; see `sd35.set_lora`."""
@@ -199,6 +202,12 @@ class Pipeline(Model):
     def remove_lora(self, name: str) -> None:
         """Take a LoRA off, and give the weights back to the last bit; see `sd35.remove_lora`."""
         remove_lora(self, name)
+        self._compile_anew()
+
+    def _compile_anew(self) -> None:
+        """Forget what was compiled with other layers, of which torch keeps a few alone."""
+        if is_compiled(self.mmdit):
+            torch.compiler.reset()
 
     @takes(Calibrating, Settings, but=("prompts", *NOT_CALIBRATED))
     def calibrate(

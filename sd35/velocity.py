@@ -163,6 +163,19 @@ class GuidedVelocity:
             self._these[key] = part
         return self._these[key]
 
+    def pooled(self, count: int) -> list[Tensor]:
+        """The pooled text of every batch that the transformer is run on for so many samples, each once."""
+        found: list[Tensor] = []
+        for rows in self._batches(count):
+            cond = [self._of(sample) for sample in range(rows.start, rows.stop)]
+            uncond = [self.uncond] * len(cond)
+            kinds = [cond] if self.guidance_scale == 1 else [cond, uncond, cond + uncond]
+            for kind in kinds:
+                pooled = torch.cat([one.pooled for one in kind])
+                if not any(torch.equal(pooled, other) for other in found):
+                    found.append(pooled)
+        return found
+
     def _level(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Sigma as (B,) on the device of x.
 

@@ -9,7 +9,7 @@ SD3 paper (arXiv:2403.03206), figure 2 and appendix B.2. With L tokens in a CLIP
 Encoders are loaded, used and freed one after the other where the caller gives functions that load them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -122,23 +122,64 @@ class TextEncoder:
             ValueError: no prompts, a prompt is no text, an unknown policy, or a tokenizer that does not
                 belong to its encoder.
         """
+        batch, policy = as_prompts(prompts), prompt_policy(policy)
+        (encoding,) = self._encode([batch], policy, missing)
+        return encoding
+
+    def encode_each(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        *,
+        policy: str | PromptPolicy = "reference",
+        missing: Missing = "zeros",
+    ) -> list[Encoding]:
+        """Encode each prompt by itself, as a call of `encode` for each, to the last bit.
+
+        An encoder that has to be loaded is loaded once for all of them. Arguments and errors as in `encode`.
+        """
+        policy = prompt_policy(policy)
+        return self._encode([[prompt] for prompt in as_prompts(prompts)], policy, missing)
+
+    def _encode(
+        self, batches: Sequence[Sequence[Prompt]], policy: PromptPolicy, missing: Missing
+    ) -> list[Encoding]:
+        """Encode batches, each encoder running all of them before the next runs any."""
         if missing not in ("zeros", "drop"):
             raise ValueError(f"missing must be 'zeros' or 'drop', got {missing!r}")
-        batch, policy = as_prompts(prompts), prompt_policy(policy)
-        tokens = self.tokenize(batch, policy=policy)
-        clip_l = _run(self.clip_l, tokens["clip_l"]) if self.clip_l is not None else None
-        clip_g = _run(self.clip_g, tokens["clip_g"]) if self.clip_g is not None else None
-        t5 = _run(self.t5, tokens["t5"]) if self.t5 is not None else None
-        drop_clip = missing == "drop" and clip_l is None and clip_g is None
-        context, pooled = self._assemble(
-            clip_l, clip_g, t5, t5_length=policy.t5_min if missing == "zeros" else 0
-        )
+        tokens = [self.tokenize(batch, policy=policy) for batch in batches]
+        encoders = {"clip_l": self.clip_l, "clip_g": self.clip_g, "t5": self.t5}
+        outputs: dict[str, list[Any]] = {
+            name: [None] * len(batches)
+            if encoder is None
+            else _run(encoder, [of_batch[name] for of_batch in tokens])  # pyright: ignore[reportArgumentType]
+            for name, encoder in encoders.items()
+        }
+        return [
+            self._join(
+                batch, of_batch, {name: each[index] for name, each in outputs.items()}, policy, missing
+            )
+            for index, (batch, of_batch) in enumerate(zip(batches, tokens, strict=True))
+        ]
+
+    def _join(
+        self,
+        batch: Sequence[Prompt],
+        tokens: TokensByEncoder,
+        outputs: Mapping[str, Any],
+        policy: PromptPolicy,
+        missing: Missing,
+    ) -> Encoding:
+        """The encoding of a batch from what each encoder gave, None for one that is not there."""
+        drop_clip = missing == "drop" and outputs["clip_l"] is None and outputs["clip_g"] is None
+        context, pooled = self._assemble(**outputs, t5_length=policy.t5_min if missing == "zeros" else 0)
         if drop_clip:
             context = context[:, CLIP_LENGTH:]
         first_t5 = 0 if drop_clip else CLIP_LENGTH
         records = tuple(_records(tokens, index, first_t5) for index in range(len(batch)))
         notes = tuple(_notes(batch, tokens, policy))
-        return Encoding(context, pooled, prompts=batch, tokens=records, notes=notes, policy=policy.name)
+        return Encoding(
+            context, pooled, prompts=tuple(batch), tokens=records, notes=notes, policy=policy.name
+        )
 
     def _assemble(
         self, clip_l: CLIPOutput | None, clip_g: CLIPOutput | None, t5: Tensor | None, *, t5_length: int
@@ -181,13 +222,12 @@ def assemble(clip_l: CLIPOutput, clip_g: CLIPOutput, t5: Tensor) -> tuple[Tensor
     return context, torch.cat([clip_l.pooled.to(device), clip_g.pooled.to(device)], dim=-1)
 
 
-def _run(encoder: nn.Module | Callable[[], nn.Module], tokens: list[Tokens]) -> Any:
-    """Run one encoder; where it had to be loaded, the last reference to it ends here."""
+def _run(encoder: nn.Module | Callable[[], nn.Module], batches: Sequence[list[Tokens]]) -> list[Any]:
+    """Run one encoder on each batch; where it had to be loaded, the last reference to it ends here."""
     module = encoder if isinstance(encoder, nn.Module) else encoder()
-    device = next(
-        chain(module.parameters(), module.buffers())
-    ).device  # a quantised module may have buffers alone
-    return module(torch.tensor([one.ids for one in tokens], device=device))
+    # A quantised module may have buffers alone.
+    device = next(chain(module.parameters(), module.buffers())).device
+    return [module(torch.tensor([one.ids for one in tokens], device=device)) for tokens in batches]
 
 
 def _zeros(like: Tensor, width: int) -> CLIPOutput:

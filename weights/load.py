@@ -15,6 +15,7 @@ from torch import nn
 
 from mmdit import ControlNet, JointControlNet, MMDiT
 from textenc import CLIP, T5, CLIPTokenizer, T5Tokenizer, TextEncoder, Widths
+from textenc.by_layers import by_layers
 from vae import VAE
 
 from .build import build_component, check_fit
@@ -146,9 +147,14 @@ class Loader:
     device: Device
     dtype: torch.dtype
     unpack: bool = False
+    by_layers: bool = False
+    """Of T5: its weights stay on the CPU, and each layer's are on the device while it runs."""
 
     def __call__(self) -> Any:
         """The part, ready to run."""
+        if self.by_layers:
+            module = load_component(self.component, "cpu", self.dtype, unpack=self.unpack)
+            return by_layers(cast(T5, module), self.device)
         return load_component(self.component, self.device, self.dtype, unpack=self.unpack)
 
 

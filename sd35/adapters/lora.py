@@ -163,7 +163,7 @@ def _refuse_loaders(target: Any, adapter: Adapter) -> None:
         ):
             raise SettingsError(
                 f"{adapter.source} changes the text encoder {own}, which this pipeline loads anew for each "
-                "prompt: load it without one_by_one"
+                "prompt: load it without one_by_one, and with memory off"
             )
 
 

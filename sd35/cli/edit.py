@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     given = {**given_settings(args, Editing), **given_settings(args, Settings), **given_control(args)}
     request = Edit.of(args.input, prompt_of(args) or "", given=given)
     check_pictures(args.output, request.source.count, overwrite=args.overwrite, bits=args.bits)
-    pipe = load_pipeline(args, request.before, dtype=request.dtype)
+    pipe = load_pipeline(args, request.before, dtype=request.dtype, exact=True)
     edited = edit(pipe, request, progress=sys.stderr.isatty())
     tell(edited.notes)
     for path in edited.save(args.output, overwrite=args.overwrite, bits=args.bits):

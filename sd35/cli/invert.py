@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     check_output([args.output], suffix=".safetensors", overwrite=args.overwrite)
     given = {**given_settings(args, Inverting), **given_settings(args, Settings), **given_control(args)}
     request = Invert.of(args.input, prompt_of(args), given, noise=args.noise)
-    pipe = load_pipeline(args, request.settings, dtype=request.dtype)
+    pipe = load_pipeline(args, request.settings, dtype=request.dtype, exact=True)
     inverted = invert(pipe, request, progress=sys.stderr.isatty())
     tell(inverted.notes)
     print(inverted)

@@ -24,6 +24,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--one-by-one", action="store_true", help="keep one text encoder in memory at a time, to save memory"
     )
     group.add_argument(
+        "--memory",
+        default="auto",
+        metavar="LEVEL",
+        help="auto (the default: what fits), off, low (the same bits in less memory) or lowest (still less; "
+        "the picture is decoded in tiles, which changes it a little)",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the transformer by block: faster after some seconds, with other rounding",
+    )
+    group.add_argument(
         "--unpack",
         action="store_true",
         help="turn weights in few bits (GGUF, fp8, int8) into numbers once: faster, in more memory",
@@ -82,6 +94,7 @@ def load_pipeline(
     *,
     found: "Found | None" = None,
     dtype: str | None = None,
+    exact: bool = False,
     blocks: Iterable[int] = (),
 ) -> "Pipeline":
     """Load the model of `found_model`.
@@ -91,6 +104,7 @@ def load_pipeline(
         settings: of what is to be drawn. Those of an earlier picture say what that was made with.
         found: what `found_model` gave, where it was asked already.
         dtype: in place of the picture's.
+        exact: float32 on a CPU where nothing says otherwise, whatever is faster.
         blocks: numbers of joint blocks that are to be looked into.
 
     Raises:
@@ -99,7 +113,7 @@ def load_pipeline(
     from ..attention import check_blocks
     from ..device import as_device, as_dtype
     from ..found import is_of_values
-    from ..loading import check_loras, load_found
+    from ..loading import check_loras, load_found, usual_dtype
     from ..size import check_size
     from ..tasks.steer import find_control
 
@@ -113,14 +127,20 @@ def load_pipeline(
     for control in settings.control or ():
         find_control(control, found.mmdit)
     recorded = made.get("weights", "")
+    asked, notes = as_dtype(args.dtype or dtype) or _dtypes(made), ()
+    if asked is None and not exact:
+        asked, notes = usual_dtype(found, device)
     pipe = load_found(
         found,
         device,
-        as_dtype(args.dtype or dtype) or _dtypes(made),
+        asked,
+        memory=args.memory,
+        compile=args.compile,
         one_by_one=args.one_by_one,
         unpack=args.unpack,
         hash_values=getattr(args, "hash_values", False) or is_of_values(recorded),
     )
+    tell([*notes, *pipe.notes])
     named = args.model is not None or any(getattr(args, name) is not None for name in SOURCES)
     if not named and recorded and recorded != found.hash_like(recorded):
         tell([f"the weights in {found.model} are not those that this picture was drawn with"])

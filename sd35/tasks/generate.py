@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ from textenc.prompt import PromptLike
 
 from ..errors import SettingsError
 from ..fitting import pasted
+from ..memory import modulation_first
 from ..model import Model
 from ..noise import draw_noise, generators
 from ..presets import below_one, usual_numbers
@@ -180,7 +182,8 @@ class Generation:
             draw_noise(generators(settings.seeds), self._shape) if request.noise is None else request.noise
         )
         conditions: list[Condition] = [*beside(model, inputs), *steering]
-        self.velocity: flow.Velocity = velocity_of(model.mmdit, settings, self.encodings, conditions)
+        self._guided = velocity_of(model.mmdit, settings, self.encodings, conditions)
+        self.velocity: flow.Velocity = self._guided
         self.start = self.noise
         if inputs.image is not None:
             latents = latents_of(model, inputs.image).cpu()
@@ -214,9 +217,14 @@ class Generation:
 
     def run(self) -> Result:
         """Take all steps, and give the result."""
-        for _ in self:
-            pass
-        return self.result()
+        with ExitStack() as stack:
+            if self._model.plan.release:
+                settings, sigmas = self.settings, self.sigmas.to(self.start.dtype)
+                options = (settings.images, settings.solver, sigmas)
+                stack.enter_context(modulation_first(self._guided, *options, **settings.solver_options))
+            for _ in self:
+                pass
+            return self.result()
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -300,3 +300,15 @@ def test_guidance_that_cannot_be_is_refused_in_one_line(sd35, model_folder, tmp_
     assert (out, err.count("\n")) == ("", 1)
     assert words in err
     assert not path.exists()
+
+
+def test_less_memory_is_told_and_draws_the_same_picture(sd35, model_folder, tmp_path) -> None:
+    options = ("generate", "a red circle", "-m", model_folder, *QUICK, "--device", "cpu")
+    sd35(*options, "-o", tmp_path / "a.png")
+    status, _, err = sd35(*options, "-o", tmp_path / "b.png", "--memory", "low")
+    assert status == 0
+    assert err.startswith("note: memory low: text encoders one by one: about ")
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+    status, _, err = sd35(*options, "-o", tmp_path / "c.png", "--memory", "least")
+    assert status != 0
+    assert "memory must be one of auto, off, low, lowest; got 'least'" in err

@@ -1,0 +1,157 @@
+"""Levels of memory give the same bits where they say so, and need what they say."""
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+import sd35
+from mmdit import MMDiT, MMDiTConfig
+from mmdit.blocks import AdaLN
+from sd35 import SettingsError
+from sd35.memory import GB, PLANS, SPARE, Needs, Plan, choose, free_memory, levels_asked
+from sd35.tasks.generate import Generate, Generation
+from textenc.by_layers import by_layers
+from vae import VAEConfig
+
+MEDIUM = MMDiTConfig(
+    dim=1536,
+    depth=24,
+    num_heads=24,
+    pos_embed_size=384,
+    context_dim=4096,
+    pooled_dim=2048,
+    dual_blocks=tuple(range(13)),
+)
+CARD = torch.device("cuda")
+
+
+def needs(pixels: int = 1024 * 1024) -> Needs:
+    sizes = {"mmdit": 4.94, "vae": 0.17, "clip_l": 0.25, "clip_g": 1.39, "t5": 9.52}
+    weights = {part: GB * size for part, size in sizes.items()}
+    options = {"itemsize": 2, "pixels": pixels, "streamed": 0.65 * GB}
+    return Needs(weights=weights, mmdit=MEDIUM, vae=VAEConfig((128, 256, 512, 512), 2, 16), **options)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return sd35.load("tiny")
+
+
+OPTIONS = {"steps": 4, "seed": 1, "width": 64, "height": 64}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"images_per_prompt": 2},
+        {"solver": "heun", "guidance": sd35.Guidance(interval=(0.2, 0.8))},
+        {"solver": "sde", "guidance_scale": 1.0},
+        {"batch_size": 2, "images_per_prompt": 3},
+    ],
+    ids=lambda given: ", ".join(given),
+)
+def test_modulation_first_draws_the_same_bits_and_gives_the_layers_back(tiny, given, monkeypatch) -> None:
+    expected = tiny.generate("a red circle", **OPTIONS, **given)
+    before = list(tiny.mmdit.parameters())
+    pipe = replace(tiny, plan=Plan(release=True))
+    generation = Generation(pipe, Generate.of("a red circle", OPTIONS | given))
+    seen, run = set[int](), generation._guided._run
+    look = lambda *args: seen.add(layers_of(pipe.mmdit)) or run(*args)  # noqa: E731
+    monkeypatch.setattr(generation._guided, "_run", look)
+    drawn = generation.run()
+    assert seen == {0}
+    assert layers_of(pipe.mmdit) > 0
+    assert torch.equal(drawn.latents, expected.latents)
+    assert torch.equal(drawn.image, expected.image)
+    assert all(a is b for a, b in zip(pipe.mmdit.parameters(), before, strict=True))
+
+
+def layers_of(mmdit: MMDiT) -> int:
+    """How many layers give modulation vectors."""
+    return sum(isinstance(module, AdaLN) for module in mmdit.modules())
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_layers_stay_where_they_are_asked_otherwise(tiny, watched) -> None:
+    """A hook is on the layer itself; and a solver that chooses its levels has no table of them."""
+    pipe = replace(tiny, plan=Plan(release=True))
+    layer, seen = pipe.mmdit.joint_blocks[0].x_block.adaLN_modulation, []
+    handle = layer.register_forward_hook(lambda *_: seen.append(1)) if watched else None
+    options = OPTIONS | {"solver": "euler" if watched else "dopri5"}
+    drawn = pipe.generate("a red circle", **options)
+    if handle is not None:
+        handle.remove()
+    assert len(seen) == 4 * watched
+    assert torch.equal(drawn.image, tiny.generate("a red circle", **options).image)
+
+
+def test_levels_that_a_solver_asks_for() -> None:
+    sigmas = torch.tensor([1.0, 0.5, 0.0])
+    assert levels_asked("euler", sigmas, {}).tolist() == [1.0, 0.5]
+    assert levels_asked("sde", sigmas, {}).tolist() == [1.0, 0.5]
+    assert levels_asked("midpoint", sigmas, {}).tolist() == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_low_and_lowest_on_a_cpu(model_folder, pipe) -> None:
+    """Here nothing is moved; equal bits, and tiles where the picture is larger than one."""
+    prompts = ["a", "a much longer prompt"]
+    expected = pipe.generate(prompts, steps=1)
+    for level in ("low", "lowest"):
+        frugal = sd35.load(model_folder, memory=level)
+        assert torch.equal(frugal.generate(prompts, steps=1).image, expected.image)
+        assert frugal.plan == replace(PLANS[level], release=False, by_layers=False)
+        assert frugal.notes[0].startswith(f"memory {level}: text encoders one by one")
+    tiled = replace(pipe, plan=Plan(tile=2)).generate(prompts, steps=1)
+    assert torch.equal(tiled.latents, expected.latents)
+    assert not torch.equal(tiled.image, expected.image)
+    assert tiled.settings.made_with["tile"] == "2"
+    with pytest.raises(SettingsError, match="memory must be one of auto, off, low, lowest"):
+        sd35.load(model_folder, memory="least")  # pyright: ignore[reportArgumentType]
+
+
+def test_t5_by_layers_gives_the_same_bits_and_stays_where_it_was(pipe) -> None:
+    model, ids = copy.deepcopy(pipe.text.t5), torch.tensor([[1, 5, 7]])
+    expected, layer = model(ids), model.encoder.block[0]
+    own, seen = [one.data_ptr() for one in layer.parameters()], []
+    assert by_layers(model, "cpu") is model
+    layer.layer[0].register_forward_hook(lambda *_: seen.extend(one.data_ptr() for one in layer.parameters()))
+    assert torch.equal(model(ids), expected)
+    assert not set(seen) & set(own)
+    assert [one.data_ptr() for one in layer.parameters()] == own
+
+
+def test_needs_are_those_of_the_documentation() -> None:
+    """docs/speed.md, from benchmarks/peaks.py, for SD3.5-medium in bfloat16."""
+    medium = needs()
+    assert medium.step / GB == pytest.approx(0.59, abs=0.02)
+    assert needs(512 * 512).step / GB == pytest.approx(0.15, abs=0.02)
+    assert medium.decode(None) / GB == pytest.approx(1.61, abs=0.01)
+    assert medium.decode(64) / GB == pytest.approx(0.40, abs=0.01)
+    with torch.device("meta"):
+        modulation = [module for module in MMDiT(MEDIUM).modules() if isinstance(module, AdaLN)]
+    weights = sum(one.numel() for module in modulation for one in module.parameters() if one.ndim == 2)
+    assert medium.modulation == 2 * weights
+    peaks = [round(medium.peak(PLANS[level]) / GB, 1) for level in ("off", "low", "lowest")]
+    assert peaks == [17.9, 14.6, 6.5]
+
+
+def test_auto_takes_the_first_that_fits() -> None:
+    medium = needs()
+    peaks = [medium.peak(plan) for plan in PLANS.values()]
+    assert all(before > after for before, after in pairwise(peaks))
+    for name, peak in zip(PLANS, peaks, strict=True):
+        plan, notes = choose("auto", medium, CARD, peak + SPARE)
+        assert plan == PLANS[name]
+        assert len(notes) == (name != "off")
+    assert choose("auto", medium, CARD, GB)[0] == PLANS["lowest"]
+    assert choose("auto", medium, CARD, None) == (Plan(), ())
+    assert "6.5 GB in place of 17.9; 8 GB are free" in choose("auto", medium, CARD, 8 * GB)[1][0]
+
+
+def test_free_memory_is_told_where_it_is_known() -> None:
+    free = free_memory(torch.device("cpu"))
+    assert free is None or free > 0
+    assert free_memory(torch.device("meta")) is None
