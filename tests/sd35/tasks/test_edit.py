@@ -115,7 +115,7 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
         ({"method": "flow_edit", "solver": "heun"}, "solver has no effect here, only with inversion and rf"),
         ({"seed": 3}, "seed has no effect here, only with flow_edit and rf_inversion"),
         ({"negative": "c", "guidance_scale": 1}, "negative has no effect here, only with a guidance scale"),
-        ({"colour": 1}, "there is no setting colour; there are prompts, negative, seed"),
+        ({"colour": 1}, "there is no setting colour; there are precision, method, strength"),
         ({"average": 0, "method": "flow_edit"}, "average must be a whole number of at least 1"),
         (
             {"accuracy": 1e-3, "method": "flow_edit"},
