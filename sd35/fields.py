@@ -5,6 +5,7 @@ saved form, "is this the same flow" and the documentation are all read off these
 torch, so that `--help` answers at once.
 """
 
+from abc import ABC, abstractmethod
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -21,7 +22,7 @@ fast it goes; what is written. "record" is what was noted down of a picture, and
 Request = TypeVar("Request")
 
 
-class Kind:
+class Kind(ABC):
     """What the value of a setting may be."""
 
     argument: ClassVar[Mapping[str, Any]] = {}
@@ -31,13 +32,13 @@ class Kind:
         """The keyword arguments of `add_argument`."""
         return dict(self.argument)
 
+    @abstractmethod
     def check(self, name: str, value: Any) -> Any:
         """The value as it is kept: a plain Python number for numpy's, a tuple for a list.
 
         Raises:
             SettingsError: it is none of this kind.
         """
-        raise NotImplementedError
 
     def plain(self, value: Any) -> Any:
         """The value as JSON has it; `check` takes it back."""
