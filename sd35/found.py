@@ -239,7 +239,13 @@ def read_text(
 
 
 def place_of(source: Place) -> str:
-    """A source by a name that is good in every folder: an absolute path for what is on this machine."""
+    """A source by a name that is good in every folder: an absolute path for what is on this machine.
+
+    Raises:
+        SettingsError: an empty name, as of a variable of a shell that is not set.
+    """
+    if not str(source):
+        raise SettingsError("the name of a model is empty: give a file, a folder, owner/name, or tiny")
     if source == "tiny":
         return "tiny"
     path = Path(source).expanduser()

@@ -31,7 +31,7 @@ class PictureSettings:
     strength: float = setting(
         1.0,
         Number(0, 1, open=True),
-        "how much of the schedule to run on the image; less keeps more of it, 1 starts from noise alone",
+        "how much of the schedule to run on the image, below 1 without a mask; less keeps more of it",
         decides="start",
         acts=_has("image"),
         where="with an image",

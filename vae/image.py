@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 Rounding = Literal["diffusers", "reference"]
@@ -133,6 +133,8 @@ def read(path: str | Path) -> Tensor:
             with Image.open(file) as picture:
                 picture.tile = [picture.tile[0]._replace(args=packing.replace("16B", "16L"))]
                 low = _pixels(picture)
+        except UnidentifiedImageError:
+            raise ValueError(f"{path} is no picture of a kind that Pillow reads") from None
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damage
             raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     return to_tensor(high.astype(np.uint16) << 8 | low)

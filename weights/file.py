@@ -44,6 +44,10 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 _SIGNATURES: tuple[tuple[tuple[bytes, ...], str], ...] = (
     (
+        (b"\x89png", b"\xff\xd8\xff", b"gif8", b"riff"),
+        "is a picture, a film or a sound, and no model: weights are .safetensors or .gguf files",
+    ),
+    (
         (b"version https://git-lfs",),
         "is a Git LFS pointer, not the weights themselves: run `git lfs pull` in its repository, "
         "or download the file again",
@@ -154,7 +158,7 @@ def _check_start(path: Path, start: bytes, length: int, size: int) -> None:
         )
     raise FileFormatError(
         f"{path} is not a safetensors file: it starts with {start[:16].hex(' ')}, where a header length "
-        "and '{' belong. It is damaged or of another kind; fetch it again"
+        "and '{' belong. It is damaged, or no file of weights at all"
     )
 
 

@@ -85,7 +85,7 @@ def found_model(args: argparse.Namespace, settings: "Settings") -> "Found":
     chosen = {name: getattr(args, name) or made.get(f"{name}_source") for name in SOURCES}
     options: dict[str, Any] = {name: place for name, place in chosen.items() if place}
     options |= {} if with_t5 else {"t5": False}
-    return find(args.model or settings.model or "tiny", **options)
+    return find(settings.model or "tiny" if args.model is None else args.model, **options)
 
 
 def load_pipeline(

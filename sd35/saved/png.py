@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from vae.image import png_chunks, save_png16, to_pil, without_text
@@ -183,6 +183,8 @@ def read_settings(path: str | Path) -> Settings:
         try:
             with Image.open(without_text(file)) as picture:
                 picture.load()  # a file that was cut off is told
+        except UnidentifiedImageError:
+            raise SettingsError(f"{path} is no picture of a kind that Pillow reads") from None
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damage
             raise SettingsError(f"{path} cannot be read as a picture: {error}") from error
         file.seek(0)

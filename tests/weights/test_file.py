@@ -22,6 +22,7 @@ BAD = {
     "HTML": (b"\n<!DOCTYPE html><html><body>Log in</body></html>", "web page"),
     "bare HTML": (b"<html>", "web page"),
     "JSON error": (b'{"error": "Repository not found"}', "JSON text"),
+    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "is a picture"),
     "zip of torch.save": (b"PK\x03\x04" + bytes(100), "zip archive"),
     "pickle": (b"\x80\x02}q\x00." + bytes(100), "pickle"),
     "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(50), "GGUF"),

@@ -73,7 +73,8 @@ def inspect_adapter(source: str | Path) -> AdapterReport:
             errors.append(error)
     if not read:
         # A wrong shape says more than a name that is not there, which says more than no name at all.
-        raise max(errors[:3], key=_told)
+        nearest = max(errors[:3], key=_told)
+        raise AdapterError(f"{nearest} (it fits none of the released models, and not tiny)")
     adapter = next(iter(read.values()))
     updates = adapter.updates
     tensors = [tensor for update in updates for tensor in update.tensors.values()]
