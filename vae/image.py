@@ -134,7 +134,9 @@ def read(path: str | Path) -> Tensor:
                 picture.tile = [picture.tile[0]._replace(args=packing.replace("16B", "16L"))]
                 low = _pixels(picture)
         except UnidentifiedImageError:
-            raise ValueError(f"{path} is no picture of a kind that Pillow reads") from None
+            raise ValueError(
+                f"{path} cannot be read as a picture: it is damaged, or of no kind that Pillow reads"
+            ) from None
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damage
             raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     return to_tensor(high.astype(np.uint16) << 8 | low)

@@ -78,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
 
     given |= {name: vars(args)[name] for name in ("class_data", "control_data") if name in vars(args)}
     with joined() as is_main:
-        path = train("tiny" if args.model is None else args.model, args.data, args.output, places=places, **given)
+        path = train(
+            "tiny" if args.model is None else args.model, args.data, args.output, places=places, **given
+        )
     if is_main:
         print(path)
     return 0

@@ -184,7 +184,9 @@ def read_settings(path: str | Path) -> Settings:
             with Image.open(without_text(file)) as picture:
                 picture.load()  # a file that was cut off is told
         except UnidentifiedImageError:
-            raise SettingsError(f"{path} is no picture of a kind that Pillow reads") from None
+            raise SettingsError(
+                f"{path} cannot be read as a picture: it is damaged, or of no kind that Pillow reads"
+            ) from None
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damage
             raise SettingsError(f"{path} cannot be read as a picture: {error}") from error
         file.seek(0)

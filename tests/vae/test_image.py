@@ -212,7 +212,7 @@ def test_damaged_files(tmp_path, damage):
         Image.fromarray(values(32, 32, 3)).save(path)
         damage = path.read_bytes()[:1000]
     path.write_bytes(damage)
-    with pytest.raises(ValueError, match=r"a\.png (cannot be read as a|is no) picture"):
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as a picture"):
         read(path)
 
 
