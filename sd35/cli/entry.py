@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ..version import release
 from . import (
@@ -40,6 +41,14 @@ OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses: done; something went wrong; the user asked for what cannot be; Ctrl-C (128 + SIGINT)."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like those of the commands themselves."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what was wrong, and where the options are told, and end."""
+        self.exit(MISTAKE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -51,8 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _open_streams()
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(next((word for word in argv if word in COMMANDS), None)).parse_args(argv)
+    args, unknown = _parser(next((word for word in argv if word in COMMANDS), None)).parse_known_args(argv)
     name = f"sd35 {args.command}"
+    if unknown:
+        quotes = "" if unknown[0].startswith("-") else "; words that belong together stand in quotes"
+        Parser(prog=name).error(f"unrecognized arguments: {' '.join(unknown)}{quotes}")
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -78,8 +90,10 @@ def _open_streams() -> None:
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser of all commands, of which the chosen one alone knows its arguments."""
-    parser = argparse.ArgumentParser(
-        prog="sd35", description="Stable Diffusion 3.5: draw pictures, look into models, measure."
+    parser = Parser(
+        prog="sd35",
+        description="Stable Diffusion 3.5: draw pictures, look into models, measure.",
+        epilog='sd35 generate "a star" -o star.png draws a picture; sd35 COMMAND --help tells the rest',
     )
     parser.add_argument("--version", action="version", version=f"sd35 {release()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -20,6 +20,9 @@ from .generate import Generate, Generation
 from .invert import Invert, invert
 from .source import Data, split_by_table
 
+OF_FINDING = ("steps", "schedule", "schedule_shift", "least_ratio", "batch_size", "fit", "width", "height")
+"""Settings of a generation that finding a mark has a use for: it follows no prompt and no guidance."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Put(Marking):
@@ -103,6 +106,10 @@ def find(
         SettingsError: a key out of range, or pictures that are none of this model's.
     """
     own, others = split_by_table(Marking, dict(given or {}))
+    if idle := sorted(others.keys() - set(OF_FINDING)):
+        raise SettingsError(
+            f"{', '.join(idle)} has no effect here: a mark is looked for without prompt and without guidance"
+        )
     how = Marking(**own)
     blind = {
         "solver": "euler",

@@ -82,3 +82,5 @@ def test_the_command_puts_and_finds(model_folder, tmp_path, capsys) -> None:
         main(["watermark", "find", str(path), *model])
     assert "--key" in capsys.readouterr().err
     assert main(["watermark", "find", str(path), "--key", "-1", *model]) == 2
+    assert main(["watermark", "find", str(path), "--key", "7", "--seed", "7", *model]) == 2
+    assert "seed has no effect here" in capsys.readouterr().err

@@ -31,11 +31,16 @@ def test_a_default_is_told_once(sd35) -> None:
         assert "(default )" not in words
 
 
-@pytest.mark.parametrize("arguments", [[], ["draw"], ["generate", "--steps", "many"], ["inspect"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["draw"], ["generate", "--steps", "many"], ["inspect"], ["generate", "a", "star"]]
+)
 def test_what_is_no_command_line_shows_how_to_write_one(sd35, arguments) -> None:
     status, out, err = sd35(*arguments)
     assert (status, out) == (2, "")
-    assert err.startswith("usage: sd35")
+    assert err.startswith("sd35")
+    assert "error: " in err
+    assert "--help" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
