@@ -36,7 +36,7 @@ DRAWN: dict[str, Any] = {
     "skip_layer": SkipLayer(2.8, 0.01, 0.9, (1,)),
     "skipped": (0,),
     "rescale": 0.5,
-    "threshold": (0.9, 0.5),
+    "threshold": (0.9, 2.8),  # so mild that an inverse still converges
 }
 EDITED: dict[str, Any] = {
     "method": "flow_edit",
@@ -106,7 +106,7 @@ def test_settings_of_a_generation(pipe) -> None:
 
 @pytest.mark.parametrize("method", ["inversion", "flow_edit", "rf_inversion"])
 def test_settings_of_an_edit(pipe, method) -> None:
-    drawn = pipe.generate("a red circle", steps=4)
+    drawn = pipe.generate("a red circle", seed=1, steps=4)
 
     def run(*names: str) -> torch.Tensor:
         given = arguments({name: (EDITED | DRAWN)[name] for name in names})
