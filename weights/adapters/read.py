@@ -148,8 +148,8 @@ def _no_place(name: str, unknown: list[str], keys: list[str]) -> str:
     if not any(key.endswith(tuple(SUFFIXES)) or "lora" in key.lower() for key in keys):
         return f"{name} is no LoRA but weights themselves ({listed}): name it as the model instead"
     return (
-        f"{name}: {listed} ({len(unknown)} of {len(keys)} keys) {'has' if len(unknown) == 1 else 'have'} no place in an SD3 "
-        "model: nothing is loaded of a file that is understood in part"
+        f"{name}: {listed} ({len(unknown)} of {len(keys)} keys) {'has' if len(unknown) == 1 else 'have'} no "
+        "place in an SD3 model: nothing is loaded of a file that is understood in part"
     )
 
 
