@@ -40,6 +40,7 @@ def test_large_has_numbers_of_its_own_under_a_controlnet(preset) -> None:
     numbers = numbers_of("sd3.5-large", preset, controlled=True)
     assert (numbers["steps"], numbers["guidance_scale"], numbers["solver"]) == (60, 3.5, "euler")
     assert numbers_of("sd3.5-medium", preset, controlled=True) == numbers_of("sd3.5-medium", preset)
+    assert NUMBERS[preset].keys() == NUMBERS["reference"].keys()
 
 
 def test_options_override_and_are_not_said() -> None:
