@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 import weights
 from sd35 import SettingsError
 from sd35.adapters.lora import add_lora, remove_lora
+from sd35.size import native_size
 from sd35.tasks.quantise import made_up_states, quantise
 from weights.packed.linear import PackedLinear
 
@@ -44,6 +45,15 @@ def test_the_report_is_of_the_file(model_folder, component, tmp_path, to, most):
     few = weights.resolve(path, ["mmdit"]).component("mmdit")
     with pytest.raises(SettingsError, match="in few bits already"):
         quantise(few, written, made_up_states(model, side=4), tmp_path / "b.safetensors")
+
+
+def test_the_file_keeps_the_size_that_the_model_draws_and_its_name(component, model_folder, tmp_path):
+    path = tmp_path / "few.safetensors"
+    model = weights.load_mmdit(model_folder)
+    quantise(component, model, made_up_states(model, side=4), path)
+    few = weights.resolve(path, ["mmdit"]).component("mmdit")
+    assert native_size(few) == native_size(component) == (32, 32)
+    assert few.unit.metadata["modelspec.title"] == "sd3.5_random"
 
 
 @pytest.mark.parametrize("merge", [False, True])
