@@ -1,7 +1,7 @@
 """The parts of a model that draws pictures, each called by what it does, each checked for NaN."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -53,6 +53,8 @@ class Model:
     """What is done to need less memory."""
     notes: tuple[str, ...] = ()
     """What a user should know of how it was loaded."""
+    nets: Mapping[Hashable, nn.Module] = field(default_factory=dict)
+    """The ControlNets of the last call, by their files, so that the next one does not read them again."""
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

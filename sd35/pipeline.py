@@ -286,4 +286,5 @@ class Pipeline(Model):
                 loaders[name] = replace(encoder, device=where or encoder.device, dtype=dtype or encoder.dtype)
         if self.text is not None:
             self.text = replace(self.text, **loaders)
+        self.nets = {}
         return self

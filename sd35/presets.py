@@ -1,7 +1,11 @@
 """The numbers that each released model is drawn with, by whom.
 
-"reference" is the table of settings in Stability's own code; "diffusers" what the models' cards run its
-pipelines with, since the pipelines' own defaults (28 steps, scale 7) are the same for all models.
+"reference" is the table of settings in Stability's own code (sd3_infer.py of Stability-AI/sd3.5). "diffusers"
+is what the example of each model's card on the Hub runs its pipeline with: 28 steps and 3.5 for
+stabilityai/stable-diffusion-3.5-large, 40 and 4.5 for -medium, 4 and 0.0 for -large-turbo, 60 and 3.5 for the
+ControlNets of large. The card of SD3-medium and its announcement (huggingface.co/blog/sd3) have 28 and 7.0,
+the pipeline's own defaults, which are the same for all models. The announcement of SD3.5-large
+(huggingface.co/blog/sd3-5) has 40 and 4.5, as Stability's code; the card counts here.
 """
 
 from collections.abc import Mapping
@@ -32,7 +36,7 @@ NUMBERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """Whose, of which model, which settings."""
 
 WITH_CONTROL = {"steps": 60, "guidance_scale": 3.5, "solver": "euler"}
-"""What the reference runs SD3.5-large with where a ControlNet steers it."""
+"""What both run SD3.5-large with where a ControlNet steers it."""
 
 RULES: Mapping[str, Mapping[str, Any]] = {
     "reference": {},
@@ -61,7 +65,7 @@ def numbers_of(variant: str, preset: str | None, *, controlled: bool = False) ->
     if whose not in NUMBERS:
         raise SettingsError(f"preset must be one of {', '.join(NUMBERS)}; got {preset!r}")
     numbers = dict(NUMBERS[whose].get(variant, {}))
-    if controlled and whose == "reference" and variant == "sd3.5-large":
+    if controlled and variant == "sd3.5-large":
         numbers |= WITH_CONTROL
     return {**numbers, **RULES[whose]}
 

@@ -5,7 +5,7 @@ mapped from the file: nothing is read before it is used, and there is no second 
 device or the dtype asks for one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -149,13 +149,16 @@ class Loader:
     unpack: bool = False
     by_layers: bool = False
     """Of T5: its weights stay on the CPU, and each layer's are on the device while it runs."""
+    changes: tuple[Callable[[nn.Module], object], ...] = ()
+    """What is done to the part each time, in order, as putting a LoRA on it."""
 
     def __call__(self) -> Any:
         """The part, ready to run."""
-        if self.by_layers:
-            module = load_component(self.component, "cpu", self.dtype, unpack=self.unpack)
-            return by_layers(cast(T5, module), self.device)
-        return load_component(self.component, self.device, self.dtype, unpack=self.unpack)
+        device = "cpu" if self.by_layers else self.device
+        module = load_component(self.component, device, self.dtype, unpack=self.unpack)
+        for change in self.changes:
+            change(module)
+        return by_layers(cast(T5, module), self.device) if self.by_layers else module
 
 
 def join_textenc(

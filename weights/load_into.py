@@ -60,7 +60,7 @@ def load_into(
     """
     require_fit(component, module)
     target = dtype or component.dtype
-    packed = {} if unpack else component.packed(linear_weights(module))
+    packed = component.packed(linear_weights(module))
     check_packed(packed, target, name=component.where)
     stored = component.tensors(tuple(name for name in module.state_dict() if name not in packed))
     check_finite(stored, name=component.where)
@@ -71,6 +71,9 @@ def load_into(
     narrowed = {
         name: tensor for name, tensor in ready.items() if _may_overflow(stored[name].dtype, tensor.dtype)
     }
+    if unpack:  # one after the other: in float32 all of them would take four times their bytes
+        narrowed |= {name: weight.unpack(target).to(device) for name, weight in packed.items()}
+        ready |= {name: narrowed[name] for name in packed}
     check_cast(narrowed, target, name=component.where)
     distance = projection_distance(component)
     if distance:
@@ -79,7 +82,7 @@ def load_into(
             "not used: SD3 does not project CLIP-L. diffusers would apply it, so its pooled vectors differ",
             stacklevel=4,
         )
-    for name, weight in packed.items():
+    for name, weight in ({} if unpack else packed).items():
         ready |= _put_packed(module, name.removesuffix(".weight"), weight, device)
     module.load_state_dict(ready, assign=True)
     module.eval().requires_grad_(False)

@@ -67,7 +67,7 @@ def check_packed(tensors: Mapping[str, Packed], dtype: torch.dtype, *, name: str
     for key, weight in tensors.items():
         count = len(weight.rows)
         spans = [(0, count)] if whole or count <= 24 else [(i, i + 8) for i in (0, count // 2, count - 8)]
-        if not all(_is_finite(weight.unpack(*span).to(dtype)) for span in spans):
+        if not all(_is_finite(weight.unpack_rows(*span).to(dtype)) for span in spans):
             bad.append(key)
     if bad:
         raise ValuesError(

@@ -35,7 +35,8 @@ RELEASED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 def describe(component: Component, module: nn.Module) -> tuple[str, str]:
     """Name the released model that a part is of, and say how that was decided.
 
-    SD3.5-large and -large-turbo have the same keys, shapes and dtypes: only the file's name tells.
+    SD3.5-large and -large-turbo have the same keys, shapes and dtypes: only a name tells, the
+    file's or the `modelspec.title` in its header.
 
     Args:
         component: the part.
@@ -51,7 +52,8 @@ def describe(component: Component, module: nn.Module) -> tuple[str, str]:
         decided = f"{component.decided}; {decided}"
     for variant, released in RELEASED[component.part].items():
         if sizes == released and variant == "sd3.5-large":
-            is_turbo = "turbo" in component.where.lower()
+            title = component.unit.metadata.get("modelspec.title", "")
+            is_turbo = "turbo" in f"{component.where} {title}".lower()
             told = "the name says turbo" if is_turbo else "no name says turbo, which has the same sizes"
             return f"{variant}{'-turbo' * is_turbo}", f"{decided}; {told}"
         if sizes == released:

@@ -49,7 +49,7 @@ class Change(nn.Module):
             (..., out), in the dtype of `x`.
         """
         update = self.update
-        total, bias = base.weight.shape[0], self.bias(x.dtype)
+        total, bias = base.out_features, self.bias(x.dtype)  # asking the weight would unpack one in few bits
         if update.kind == "bias":
             out = x.new_zeros(*x.shape[:-1], update.rows[1] - update.rows[0])
         elif update.kind == "lora" and update.axis is None:

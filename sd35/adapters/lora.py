@@ -2,8 +2,8 @@
 
 import re
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,15 +12,15 @@ from torch import nn
 
 from mmdit import MMDiT
 from textenc import CLIP, T5
-from weights.adapters import Adapter, read_adapter
-from weights.load import Loader
+from weights.adapters import read_adapter
 
 from ..errors import SettingsError
 from ..loras import Lora
-from .change import Change, Changes, Layer
-from .layer import Adapted, Kept, adapted, merged, origin
-from .report import LoraReport, LoraRow
-from .swap import Swap
+from .change import Layer
+from .install import changes_on, install, refold, rows_of, uncover
+from .layer import Adapted
+from .reload import add_to_loaders, change_on_loaders, loaders_of, loras_on_loaders
+from .report import LoraReport
 
 
 def add_lora(
@@ -31,7 +31,8 @@ def add_lora(
     The big weights stay as they are and the small matrices stand beside them, so this works on weights in
     bfloat16, fp8, int8 and GGUF alike; several LoRAs add up. With `merge` they are folded in, which costs
     nothing per step and keeps the old weights in memory. Either way `remove_lora` gives the model back to
-    the last bit. Only the small matrices can be trained (`lora_parameters`).
+    the last bit. Only the small matrices can be trained (`lora_parameters`). On a text encoder that is loaded
+    anew for each prompt (`one_by_one`) it is put each time.
 
     Args:
         target: a pipeline, an `MMDiT`, a `CLIP` or a `T5`.
@@ -55,10 +56,13 @@ def add_lora(
         raise SettingsError(f"a LoRA's name is made of letters, digits, _ and -, got {name!r}")
     if any(one.name == name for one in loras_on(target)):
         raise SettingsError(f"there is already a LoRA {name!r}: remove it first, or give this one a name=")
-    adapter = read_adapter(source, {part: shapes_of(module) for part, module in parts.items()})
-    _refuse_loaders(target, adapter)
+    shapes = {part: shapes_of(module) for part, module in parts.items()}
+    shapes |= {part: loader.component.shapes() for part, loader in loaders_of(target).items()}
+    adapter = read_adapter(source, shapes)
     lora = Lora(Lora.of((source, scale)).source, scale, name, adapter.digest, merge)
-    rows = install(parts, adapter, lora)
+    there = [update for update in adapter.updates if update.part in parts]
+    rows = [*rows_of(parts, there, lora), *add_to_loaders(target, adapter.updates, lora)]
+    install(parts, there, lora)
     report = LoraReport(
         name,
         adapter.source,
@@ -83,9 +87,11 @@ def set_lora(target: Any, name: str, scale: float) -> None:
         SettingsError: there is none of this name, or the scale is no finite number.
     """
     _check_scale(scale)
+    _check_name(target, name)
+    change_on_loaders(target, name, lambda one: replace(one, lora=replace(one.lora, scale=scale)))
     for module, path, layer in _layers_with(target, name):
-        _changes_on(layer)[name].rescale(scale)
-        _refold(module, path)
+        changes_on(layer)[name].rescale(scale)
+        refold(module, path)
 
 
 def remove_lora(target: Any, name: str) -> None:
@@ -94,15 +100,17 @@ def remove_lora(target: Any, name: str) -> None:
     Raises:
         SettingsError: there is none of this name.
     """
+    _check_name(target, name)
+    change_on_loaders(target, name, lambda _: None)
     for module, path, layer in _layers_with(target, name):
         if isinstance(layer, Adapted) and name in layer.loras:
             del layer.loras[name]
             if not layer.loras:
-                _uncover(module, path, layer)
+                uncover(module, path, layer)
             continue
         base: Layer = layer.base if isinstance(layer, Adapted) else layer
         del base.kept.loras[name]
-        _refold(module, path)
+        refold(module, path)
 
 
 def loras_on(target: Any) -> tuple[Lora, ...]:
@@ -110,8 +118,8 @@ def loras_on(target: Any) -> tuple[Lora, ...]:
     found: dict[str, Lora] = {}
     for module in parts_of(target).values():
         for layer in module.modules():
-            found |= {name: own.lora for name, own in _changes_on(layer).items()}
-    return tuple(found.values())
+            found |= {name: own.lora for name, own in changes_on(layer).items()}
+    return tuple({**found, **loras_on_loaders(target)}.values())
 
 
 def lora_parameters(target: Any, name: str) -> dict[str, nn.Parameter]:
@@ -119,6 +127,11 @@ def lora_parameters(target: Any, name: str) -> dict[str, nn.Parameter]:
 
     Their `requires_grad` is for the caller to set; no other parameter of the model has it.
     """
+    if name in loras_on_loaders(target):
+        raise SettingsError(
+            f"the LoRA {name!r} is on a text encoder that is loaded anew for each prompt, where nothing is "
+            "trained: load the pipeline without one_by_one, and with memory off"
+        )
     found: dict[str, nn.Parameter] = {}
     for part, module in parts_of(target).items():
         for path, layer in module.named_modules():
@@ -154,114 +167,22 @@ def parts_of(target: Any) -> dict[str, nn.Module]:
     return modules
 
 
-def _refuse_loaders(target: Any, adapter: Adapter) -> None:
-    """Refuse what would change a text encoder that is loaded anew for each prompt."""
-    text = getattr(target, "text", None)
-    for part, own in (("clip_l", "CLIP-L"), ("clip_g", "CLIP-G"), ("t5", "T5")):
-        if isinstance(getattr(text, part, None), Loader) and any(
-            own in why for why in adapter.passed_over.values()
-        ):
-            raise SettingsError(
-                f"{adapter.source} changes the text encoder {own}, which this pipeline loads anew for each "
-                "prompt: load it without one_by_one, and with memory off"
-            )
-
-
-def install(parts: Mapping[str, nn.Module], adapter: Adapter, lora: Lora) -> list[LoraRow]:
-    """Put every update in place; all of them were checked before."""
-    by_path: dict[tuple[str, str], list[Change]] = defaultdict(list)
-    for update in adapter.updates:
-        by_path[update.part, update.path].append(Change(update, lora.scale))
-    rows = []
-    for (part, path), changes in by_path.items():
-        module = parts[part]
-        layer: Layer = module.get_submodule(path)
-        base = origin(layer.base if isinstance(layer, Adapted) else layer)
-        own = Changes(changes, lora).to(base.weight.device)
-        for change in changes:
-            update = change.update
-            norm = change.norm(base)
-            rows.append(LoraRow(part, path, update.rows, update.label, update.rank, update.alpha, norm))
-        if lora.merged:
-            _fold(module, path, {lora.name: own})
-        else:
-            if not isinstance(layer, Adapted):
-                layer = adapted(layer).train(layer.training)
-                _put(module, path, layer)
-            layer.loras[lora.name] = own
-    return rows
-
-
-def _fold(module: nn.Module, path: str, more: Mapping[str, Changes]) -> None:
-    """Make the merged layer of a path anew, with what is folded in already and `more`."""
-    layer = module.get_submodule(path)
-    base: Layer = layer.base if isinstance(layer, Adapted) else layer
-    kept: Kept = getattr(base, "kept", None) or Kept(base)
-    loras = kept.loras | dict(more)
-    device = base.weight.device
-    if kept.base.weight.device != device:  # the model was moved after merging, and what was kept was not
-        kept.base.to(device)
-    new = merged(kept.base, loras, next(module.parameters()).dtype) if loras else kept.base
-    if isinstance(layer, Adapted):
-        layer.base = new
-        return
-    if hasattr(layer, "kept"):
-        _take_back(layer)
-    if loras:
-        _put(module, path, new)
-
-
-def _put(module: nn.Module, path: str, layer: Layer) -> None:
-    """Put a layer in place; it remembers how it is taken back."""
-    layer.swap = Swap(module, {path: lambda _: layer})
-
-
-def _uncover(module: nn.Module, path: str, layer: Adapted) -> None:
-    """Take away a layer that has no LoRA beside it any more, and leave its base, merged or not."""
-    _take_back(layer)
-    below, base = module.get_submodule(path), layer.base
-    if below is not base:  # what is merged into the base was changed meanwhile
-        if hasattr(below, "kept"):
-            _take_back(below)
-        if hasattr(base, "kept"):
-            _put(module, path, base)
-
-
-def _take_back(layer: Layer) -> None:
-    """Put back what stood in a layer's place."""
-    layer.swap.undo()
-
-
-def _refold(module: nn.Module, path: str) -> None:
-    """Make a merged layer anew after what is in it was changed; nothing where none is merged."""
-    layer = module.get_submodule(path)
-    base = layer.base if isinstance(layer, Adapted) else layer
-    if hasattr(base, "kept"):
-        _fold(module, path, {})
-
-
-def _changes_on(layer: nn.Module) -> dict[str, Changes]:
-    """Name to what each LoRA does to a layer, beside it or merged into it."""
-    kept: Kept | None = getattr(layer, "kept", None)
-    if kept is not None:
-        return kept.loras
-    if isinstance(layer, Adapted):
-        return _changes_on(layer.base) | {key: cast(Changes, own) for key, own in layer.loras.items()}
-    return {}
-
-
 def _layers_with(target: Any, name: str) -> list[tuple[nn.Module, str, nn.Module]]:
     """Every layer that a LoRA is on: the model, the path and the module that stands there."""
     found, inside = [], set()
     for module in parts_of(target).values():
         for path, layer in module.named_modules():
-            if layer not in inside and name in _changes_on(layer):
+            if layer not in inside and name in changes_on(layer):
                 found.append((module, path, layer))
             if isinstance(layer, Adapted):
                 inside.add(layer.base)
-    if not found:
-        raise SettingsError(f"there is no LoRA {name!r} here; there are {_known(target)}")
     return found
+
+
+def _check_name(target: Any, name: str) -> None:
+    """Refuse a name that no LoRA has."""
+    if all(one.name != name for one in loras_on(target)):
+        raise SettingsError(f"there is no LoRA {name!r} here; there are {_known(target)}")
 
 
 def _known(target: Any) -> str:

@@ -1,6 +1,7 @@
 """Tell what a source holds and lacks: parts, variants, parameters, dtypes, bytes, what to fetch.
 
-The exit status is 0 where every part that was found would load, and 1 where one would not.
+The exit status is 0 where every part that was found would load, and 1 where one would not, or where a LoRA
+fits none of the released models.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         adapter = weights.inspect_adapter(args.source)
         print(json.dumps(adapter.as_dict(), indent=2) if args.json else adapter)
-        return 0
+        return 0 if adapter.fits else 1
     print(json.dumps(report.as_dict(), indent=2) if args.json else report)
     return 0 if all(part.is_complete for part in report.components.values()) else 1
 

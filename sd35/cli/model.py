@@ -19,7 +19,8 @@ SOURCES = ("text_encoders", "clip_l", "clip_g", "t5", "tokenizers", "vae")
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """What is loaded to draw, where and how."""
-    group = add_source(parser, dtype="elsewhere the files' own")
+    usual = "float32 on a CPU (a large model draws in bfloat16 where that is fast), elsewhere the files' own"
+    group = add_source(parser, dtype=usual)
     group.add_argument(
         "--one-by-one", action="store_true", help="keep one text encoder in memory at a time, to save memory"
     )
@@ -47,7 +48,7 @@ def add_source(parser: argparse.ArgumentParser, *, dtype: str) -> Any:
 
     Args:
         parser: of the command.
-        dtype: what is the default off a CPU.
+        dtype: what is the default.
     """
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -72,7 +73,7 @@ def add_source(parser: argparse.ArgumentParser, *, dtype: str) -> Any:
     group.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto (the default): the fastest there is"
     )
-    group.add_argument("--dtype", help=f"float32 (the default on a CPU), bfloat16 or float16; {dtype}")
+    group.add_argument("--dtype", help=f"float32, bfloat16 or float16; by default {dtype}")
     return group
 
 

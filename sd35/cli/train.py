@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         mode.add_argument(
             "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error arose"
         )
-        add_source(mode, dtype="elsewhere bfloat16")
+        add_source(mode, dtype="float32 on a CPU, elsewhere bfloat16")
     _add_tiny(modes.add_parser("tiny", help="make the embedded model from nothing", description=__doc__))
 
 

@@ -18,6 +18,7 @@ from weights.packed.write import TARGETS, rounded, write_packed
 from ..adapters.swap import Swap
 from ..errors import SettingsError
 from ..saved.write import written
+from ..size import native_size
 
 PREFIX = "model.diffusion_model."
 SIGMAS = (0.95, 0.75, 0.5, 0.25, 0.05)
@@ -107,9 +108,20 @@ def quantise(
         error = _relative(_velocities(mmdit, states), before)
     rest = component.tensors(tuple(name for name in component.recipes if name not in packed))
     with written(path, overwrite=overwrite) as temporary:
-        write_packed(temporary, rest, packed, to, prefix=PREFIX)
+        write_packed(temporary, rest, packed, to, prefix=PREFIX, metadata=_modelspec(component))
     size = sum(info.nbytes for info in component.sources.values())
     return Quantised(path, to, tuple(rows), error, size, path.stat().st_size)
+
+
+def _modelspec(component: Component) -> dict[str, str]:
+    """What the header says of a model beside its weights: the size that it draws, and its name.
+
+    The name tells large-turbo from large, and the file that is written may have another.
+    """
+    size = native_size(component)
+    said = {key: text for key, text in component.unit.metadata.items() if key.startswith("modelspec.")}
+    name = Path(component.where).name.removesuffix(".safetensors")
+    return {"modelspec.title": name} | said | {"modelspec.resolution": f"{size.width}x{size.height}"}
 
 
 def made_up_states(mmdit: MMDiT, *, side: int = 32, tokens: int = 77) -> Iterator[State]:

@@ -1,7 +1,7 @@
 """From the ControlNets of a request to conditions of its velocity: found, loaded, their pictures encoded."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -21,6 +21,7 @@ from ..controls import Control
 from ..errors import SettingsError
 from ..fitting import latent_mask
 from ..found import fingerprint
+from ..memory import NOTHING
 from ..model import Model
 from ..settings import Settings
 from .inputs import ControlInput, Inputs
@@ -99,8 +100,9 @@ def steer(model: Model, settings: Settings, inputs: Inputs) -> tuple[Settings, l
 
 def _each(model: Model, settings: Settings, inputs: Inputs) -> Iterator[tuple[Control, Steering]]:
     first, count = settings.left_out, settings.steps - settings.left_out
-    for control, given in zip(settings.control or (), inputs.controls, strict=True):
-        net, digest = _net(model, control, given.net)
+    controls = settings.control or ()
+    nets = _nets(model, controls, inputs)
+    for control, given, (net, digest) in zip(controls, inputs.controls, nets, strict=True):
         whole = (control.start, control.end) == (0, 1)
         kept = None if whole else frozenset(first + step for step in control.kept(count))
         if kept is not None and not kept:
@@ -122,20 +124,57 @@ def _each(model: Model, settings: Settings, inputs: Inputs) -> Iterator[tuple[Co
         )
 
 
-def _net(model: Model, control: Control, given: nn.Module | None) -> tuple[Net, str]:
-    """The module, and the hash of its file."""
-    if given is not None:
-        if not isinstance(given, ControlNet | JointControlNet):
-            raise SettingsError(f"expected a ControlNet, got {type(given).__name__}")
-        check_net(given, model.mmdit.config, control)
-        return given, ""
-    if not control.source:
-        raise SettingsError(
-            "the ControlNet that this was made with was given in memory and is not saved: give control="
-        )
-    component = find_control(control, model.mmdit.config)
-    net = load_component(component, model.device, model.dtype)
-    return cast(Net, net), fingerprint([component])
+@dataclass(frozen=True)
+class _File:
+    """A ControlNet's file, before its weights are read."""
+
+    component: Component
+    digest: str
+    key: Hashable
+    """Of the file as it is now, and of what its weights are read to."""
+
+    @classmethod
+    def of(cls, control: Control, model: Model) -> "_File":
+        if not control.source:
+            raise SettingsError(
+                "the ControlNet that this was made with was given in memory and is not saved: give control="
+            )
+        component = find_control(control, model.mmdit.config)
+        digest = fingerprint([component])
+        changed = [component.unit.folder.path(file).stat().st_mtime_ns for file in component.files]
+        return cls(component, digest, (digest, *changed, model.device, model.dtype))
+
+
+def _nets(model: Model, controls: Sequence[Control], inputs: Inputs) -> list[tuple[Net, str]]:
+    """The modules, and the hashes of their files.
+
+    Those that the last call read are taken again; those that this one has no use for are let go before others
+    are read. With less memory than all parts take, none is kept.
+    """
+    files = [
+        None if given.net is not None else _File.of(control, model)
+        for control, given in zip(controls, inputs.controls, strict=True)
+    ]
+    nets = {file.key: model.nets[file.key] for file in files if file is not None and file.key in model.nets}
+    model.nets = {}
+    found = []
+    for control, given, file in zip(controls, inputs.controls, files, strict=True):
+        if file is None:
+            found.append((_given_net(model, control, given.net), ""))
+            continue
+        if file.key not in nets:
+            nets[file.key] = load_component(file.component, model.device, model.dtype)
+        found.append((cast(Net, nets[file.key]), file.digest))
+    model.nets = nets if model.plan == NOTHING else {}
+    return found
+
+
+def _given_net(model: Model, control: Control, net: nn.Module | None) -> Net:
+    """A module of the caller's, which fits."""
+    if not isinstance(net, ControlNet | JointControlNet):
+        raise SettingsError(f"expected a ControlNet, got {type(net).__name__}")
+    check_net(net, model.mmdit.config, control)
+    return net
 
 
 def encode_control(model: Model, net: Net, control: Control, given: ControlInput) -> Tensor:

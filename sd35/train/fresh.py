@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weights.adapters import Adapter, Spelling, Update, spell_adapter
+from weights.adapters import Spelling, Update, spell_adapter
 
 from ..adapters.change import Change, Changes
+from ..adapters.install import install
 from ..adapters.layer import Adapted
-from ..adapters.lora import install, parts_of
+from ..adapters.lora import parts_of
 from ..errors import SettingsError
 from ..loras import Lora
 from ..noise import seeded
@@ -63,7 +64,7 @@ def fresh_lora(
         update.tensors["down"].normal_(0, 1 / rank, generator=source)
     for module in parts.values():
         module.requires_grad_(False)
-    install(parts, Adapter("", "", "", tuple(updates)), Lora("", 1.0, NAME))
+    install(parts, updates, Lora("", 1.0, NAME))
     return trained_parameters(target)
 
 

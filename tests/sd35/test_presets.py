@@ -1,5 +1,9 @@
 """A model's own numbers stand where nothing else is said, and one line says so."""
 
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 
 from sd35 import SettingsError
@@ -31,6 +35,14 @@ def test_numbers_of_a_model(variant, preset, expected) -> None:
     )
 
 
+@pytest.mark.parametrize("preset", NUMBERS)
+def test_large_has_numbers_of_its_own_under_a_controlnet(preset) -> None:
+    numbers = numbers_of("sd3.5-large", preset, controlled=True)
+    assert (numbers["steps"], numbers["guidance_scale"], numbers["solver"]) == (60, 3.5, "euler")
+    assert numbers_of("sd3.5-medium", preset, controlled=True) == numbers_of("sd3.5-medium", preset)
+    assert NUMBERS[preset].keys() == NUMBERS["reference"].keys()
+
+
 def test_options_override_and_are_not_said() -> None:
     given = {"steps": 9, "guidance_scale": 1.0}
     request = Generate.of("a circle", given, variant="sd3.5-medium")
@@ -50,15 +62,24 @@ def test_saved_settings_have_numbers_of_their_own() -> None:
         Generate.of("a circle", preset="comfy")
 
 
-def test_a_control_net_has_the_reference_run_otherwise() -> None:
-    assert numbers_of("sd3.5-large", None, controlled=True)["steps"] == 60
-    assert numbers_of("sd3.5-large", "diffusers", controlled=True)["steps"] == 28
-    assert all(numbers.keys() == NUMBERS["reference"].keys() for numbers in NUMBERS.values())
-
-
 def test_a_scale_below_one_is_told_in_plain_words() -> None:
     assert below_one(1.0) == below_one(4.5) == ""
     assert "the negative prompt alone" in below_one(0.0)
     assert "less of the prompt" in below_one(0.5)
     assert "away from the prompt" in below_one(-1.0)
     assert all("here that is 1" in below_one(scale) for scale in (-1, 0, 0.5))
+
+
+def test_diffusers_own_defaults_are_those_of_its_first_model() -> None:
+    """Read off the installed source, which is not imported."""
+    found = find_spec("diffusers")
+    if found is None or found.origin is None:
+        pytest.skip("diffusers is not installed")
+    folder = Path(found.origin).parent / "pipelines" / "stable_diffusion_3"
+    tree = ast.parse((folder / "pipeline_stable_diffusion_3.py").read_text())
+    call = next(one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef) and one.name == "__call__")
+    names = [argument.arg for argument in call.args.args][-len(call.args.defaults) :]
+    defaults = dict(zip(names, map(ast.literal_eval, call.args.defaults), strict=True))
+    numbers = NUMBERS["diffusers"]["sd3-medium"]
+    assert numbers["steps"] == defaults["num_inference_steps"]
+    assert numbers["guidance_scale"] == defaults["guidance_scale"]

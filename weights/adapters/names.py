@@ -173,6 +173,11 @@ class Key:
     suffix: str
 
 
+def suffix_of(key: str) -> str:
+    """The suffix that a key ends with, the longest of SUFFIXES; empty where it has none of them."""
+    return max((suffix for suffix in SUFFIXES if key.endswith(suffix)), key=len, default="")
+
+
 def read_key(key: str, depths: Mapping[str, int]) -> Key | None:
     """Read one key of a file.
 
@@ -183,8 +188,8 @@ def read_key(key: str, depths: Mapping[str, int]) -> Key | None:
     Returns:
         What it says, or None where no line of the tables knows it.
     """
-    suffix = max((suffix for suffix in SUFFIXES if key.endswith(suffix)), key=len, default=None)
-    if suffix is None:
+    suffix = suffix_of(key)
+    if not suffix:
         return None
     for prefix, part in PREFIXES.items():
         if not key.startswith(prefix):

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from torch import Tensor
 
@@ -36,13 +37,8 @@ def read_adapter(source: str | Path, shapes: Shapes) -> Adapter:
             or the first key or layer that has no place, does not fit or is not finite.
         CheckpointError: there is no such file, or it is damaged.
     """
-    folder = open_source(source)
-    file = _choose(folder)
-    path = folder.path(file)
+    name, path, config = open_adapter(source)
     opened = MappedFile(path)
-    beside = (PurePosixPath(file).parent / "adapter_config.json").as_posix()
-    config = read_json(folder, beside) if beside in folder.files() else None
-    name = folder.name if folder.name.endswith(file) else f"{folder.name}/{file}"
     keys, passed_over = _read_keys(opened.header, shapes, name)
     configs = peft_configs(opened.header.metadata, config, name=name)
     groups: dict[tuple[str, str, str], dict[str, Key]] = defaultdict(dict)
@@ -56,11 +52,21 @@ def read_adapter(source: str | Path, shapes: Shapes) -> Adapter:
     return Adapter(
         name,
         hashlib.sha256(path.read_bytes()).hexdigest(),
-        _dialect(keys),
+        dialect_of(keys.values()),
         updates,
         passed_over,
         tuple(_notes(updates, configs, opened.header)),
     )
+
+
+def open_adapter(source: str | Path) -> tuple[str, Path, Mapping[str, Any] | None]:
+    """The name for messages, the file of a LoRA, and the adapter_config.json beside it where there is one."""
+    folder = open_source(source)
+    file = _choose(folder)
+    beside = (PurePosixPath(file).parent / "adapter_config.json").as_posix()
+    config = read_json(folder, beside) if beside in folder.files() else None
+    name = folder.name if folder.name.endswith(file) else f"{folder.name}/{file}"
+    return name, folder.path(file), config
 
 
 def is_adapter(source: str | Path) -> bool:
@@ -126,7 +132,7 @@ def _why_absent(key: Key, depths: Mapping[str, int]) -> str:
     """What a layer that is not there says about the model that a LoRA is for."""
     layers = [int(piece) for piece in key.place.ours.split(".") if piece.isdigit()]
     if key.part == "mmdit" and layers and layers[0] >= depths["mmdit"]:
-        deeper = "SD3.5-large, which has 38" if layers[0] >= 24 else "a deeper model"
+        deeper = "SD3.5-large, which has 38" if 24 <= layers[0] < 38 else "a deeper model"
         return f", which has {depths['mmdit']} blocks: it is a LoRA of {deeper}"
     if ".attn2." in key.place.ours:
         return ": second attentions are in blocks 0 to 12 of SD3.5-medium alone"
@@ -142,8 +148,8 @@ def _no_place(name: str, unknown: list[str], keys: list[str]) -> str:
     if not any(key.endswith(tuple(SUFFIXES)) or "lora" in key.lower() for key in keys):
         return f"{name} is no LoRA but weights themselves ({listed}): name it as the model instead"
     return (
-        f"{name}: {listed} of {len(keys)} keys {'has' if len(unknown) == 1 else 'have'} no place in an SD3 "
-        "model: nothing is loaded of a file that is understood in part"
+        f"{name}: {listed} ({len(unknown)} of {len(keys)} keys) {'has' if len(unknown) == 1 else 'have'} no "
+        "place in an SD3 model: nothing is loaded of a file that is understood in part"
     )
 
 
@@ -212,10 +218,11 @@ def _check_targets(updates: tuple[Update, ...], name: str) -> None:
         seen[update.part, update.path].append(update)
 
 
-def _dialect(keys: Mapping[str, Key]) -> str:
-    """Which spelling a file has, most common first."""
-    spellings = Counter((read.prefix, read.layout) for read in keys.values() if read.part == "mmdit")
-    spellings = spellings or Counter((read.prefix, read.layout) for read in keys.values())
+def dialect_of(keys: Iterable[Key]) -> str:
+    """Which spelling keys have, most common first, by those of the transformer where there are any."""
+    keys = list(keys)
+    own = [read for read in keys if read.part == "mmdit"] or keys
+    spellings = Counter((read.prefix, read.layout) for read in own)
     return ", ".join(f"{prefix or 'no prefix'} + {layout}" for (prefix, layout), _ in spellings.most_common())
 
 

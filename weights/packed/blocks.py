@@ -138,13 +138,18 @@ def _q6_k(blocks: Tensor) -> Tensor:
     return ((_half(blocks, 208) * scales)[:, :, None] * numbers).flatten(1)
 
 
-def _looked_up(numbers: Tensor) -> Tensor:
+def looked_up(indices: Tensor, table: Tensor) -> Tensor:
+    """Each number's place in a table, uint8, to what stands there: faster than indexing, on a CPU."""
+    return table.index_select(0, indices.flatten().int()).view(indices.shape)
+
+
+def _iq4(numbers: Tensor) -> Tensor:
     """Numbers below 16 to the values of IQ4."""
-    return torch.tensor(IQ4_VALUES, dtype=torch.float32, device=numbers.device)[numbers.long()]
+    return looked_up(numbers, torch.tensor(IQ4_VALUES, dtype=torch.float32, device=numbers.device))
 
 
 def _iq4_nl(blocks: Tensor) -> Tensor:
-    return _half(blocks, 0) * _looked_up(_nibbles(blocks[:, 2:]))
+    return _half(blocks, 0) * _iq4(_nibbles(blocks[:, 2:]))
 
 
 def _iq4_xs(blocks: Tensor) -> Tensor:
@@ -154,7 +159,7 @@ def _iq4_xs(blocks: Tensor) -> Tensor:
     high = (blocks[:, 2:4, None] >> pairs) & 3
     scale = _half(blocks, 0) * ((low.flatten(1) | (high.flatten(1) << 4)).float() - 32)
     numbers = (_shifts(blocks[:, 8:].reshape(-1, 8, 16), 0, 4) & 15).reshape(-1, 8, 32)
-    return (scale[:, :, None] * _looked_up(numbers)).flatten(1)
+    return (scale[:, :, None] * _iq4(numbers)).flatten(1)
 
 
 BLOCKS: Mapping[str, Block] = {

@@ -30,13 +30,17 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The numbers of the weight, (out, in), in float32, made anew at each call."""
+        return self.weight_in(torch.float32)
+
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """The same numbers, rounded to a dtype."""
         scale = None if self.scale is None else self.scale.view(torch.float32)
-        return unpacked(self.packed, self.kind, scale)
+        return unpacked(self.packed, self.kind, scale, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return F.linear(x, self.weight_in(x.dtype), bias)
 
     def extra_repr(self) -> str:
         """The sizes and the format."""

@@ -35,7 +35,13 @@ def rounded(weight: Tensor, to: str) -> Packed:
 
 
 def write_packed(
-    path: Path, tensors: Mapping[str, Tensor], packed: Mapping[str, Packed], to: str, *, prefix: str
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    packed: Mapping[str, Packed],
+    to: str,
+    *,
+    prefix: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a part with some of its weights in 8 bits, as `take_scales` reads them.
 
@@ -45,6 +51,7 @@ def write_packed(
         packed: the weights, by our key.
         to: the target that they were rounded to.
         prefix: what to put before every key.
+        metadata: more for the header, as "modelspec.resolution".
     """
     stored = {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
     layers = {}
@@ -55,4 +62,4 @@ def write_packed(
         stored[f"{layer}.weight_scale"] = weight.scale.contiguous()
         layers[layer] = {"format": TARGETS[to]}
     stated = json.dumps({"format_version": "1.0", "layers": layers})
-    save_file(stored, path, metadata={"format": "pt", METADATA: stated})
+    save_file(stored, path, metadata={**(metadata or {}), "format": "pt", METADATA: stated})

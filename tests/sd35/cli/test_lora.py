@@ -49,3 +49,16 @@ def test_a_picture_says_what_it_was_drawn_with_and_is_drawn_again(sd35, model_fo
     assert status == 2
     assert "drawn with the LoRA style at scale 0.7" in err
     assert err.count("\n") == 1
+
+
+def test_inspect_tells_what_a_lora_is_and_by_its_status_whether_it_fits(sd35, style, tmp_path):
+    status, out, err = sd35("inspect", style)
+    assert (status, err) == (1, "")
+    for row in ("fits    none of", "since   ", "names   transformer. + diffusers' names", "rank    2"):
+        assert f"  {row}" in out
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    fitting = {f"{layer}.lora_A.weight": torch.ones(2, 2432), f"{layer}.lora_B.weight": torch.ones(2432, 2)}
+    save_file(fitting, tmp_path / "large.safetensors")
+    status, out, _ = sd35("inspect", tmp_path / "large.safetensors")
+    assert status == 0
+    assert "fits    sd3.5-large" in out

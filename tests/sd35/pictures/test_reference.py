@@ -63,17 +63,6 @@ def test_image_to_image_as_in_the_original(case, runs, error) -> None:
     assert error(states(run), file[f"{case}/trajectory"]) <= LIMIT
 
 
-@torch.no_grad()
-def test_in_float64_but_for_the_sinusoids_of_the_noise_level(runs, error) -> None:
-    """Those are float32 everywhere, and not to the last bit the same on all machines."""
-    file, final = runs("img2img"), runs("final64")
-    image, noise = file["original/image_latents"].double(), file["original/noise"].double()
-    model, sigmas = file.model(torch.float64), file["original_euler/sigmas"]
-    start = flow.interpolate(image, noise, sigmas[0].double())
-    found = flow.solve(model.velocity(model.cond, model.uncond, 4.5), start, sigmas)
-    assert error(found, final["img2img/original_euler/final"]) <= 1e-6
-
-
 def test_every_start_step_of_both(runs) -> None:
     table = runs("img2img").config["start_index_table"]["rows"]
     assert len(table) > 100

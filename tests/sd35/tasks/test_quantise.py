@@ -6,9 +6,16 @@ from safetensors.torch import save_file
 
 import weights
 from sd35 import SettingsError
+from sd35.adapters.change import Change, Changes
+from sd35.adapters.layer import adapted
 from sd35.adapters.lora import add_lora, remove_lora
+from sd35.loras import Lora
+from sd35.size import native_size
 from sd35.tasks.quantise import made_up_states, quantise
+from weights.adapters import Update
+from weights.packed import linear
 from weights.packed.linear import PackedLinear
+from weights.packed.write import rounded
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,15 @@ def test_the_report_is_of_the_file(model_folder, component, tmp_path, to, most):
         quantise(few, written, made_up_states(model, side=4), tmp_path / "b.safetensors")
 
 
+def test_the_file_keeps_the_size_that_the_model_draws_and_its_name(component, model_folder, tmp_path):
+    path = tmp_path / "few.safetensors"
+    model = weights.load_mmdit(model_folder)
+    quantise(component, model, made_up_states(model, side=4), path)
+    few = weights.resolve(path, ["mmdit"]).component("mmdit")
+    assert native_size(few) == native_size(component) == (32, 32)
+    assert few.unit.metadata["modelspec.title"] == "sd3.5_random"
+
+
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_lora_goes_on_weights_in_few_bits_and_off_again(model_folder, component, tmp_path, merge):
     model = weights.load_mmdit(model_folder, dtype=torch.float32)
@@ -69,3 +85,14 @@ def test_a_lora_goes_on_weights_in_few_bits_and_off_again(model_folder, componen
 def test_nothing_else_is_a_target(component, tmp_path):
     with pytest.raises(SettingsError, match="weights are rounded to int8, fp8, fp8_e5m2, got 'int4'"):
         quantise(component, None, [], tmp_path / "a.safetensors", to="int4")
+
+
+def test_a_lora_beside_weights_in_few_bits_unpacks_them_once_a_call(monkeypatch):
+    calls, unpack = [], linear.unpacked
+    monkeypatch.setattr(linear, "unpacked", lambda *args: calls.append(args) or unpack(*args))
+    layer = adapted(PackedLinear(rounded(torch.randn(8, 8), "int8"), bias=False))
+    tensors = {"down": torch.randn(2, 8), "up": torch.randn(8, 2)}
+    update = Update("mmdit", "a", "lora", tensors, ("a",), rows=(0, 8), rank=2)
+    layer.loras["style"] = Changes([Change(update, 1.0)], Lora("style"))
+    layer(torch.randn(3, 8))
+    assert len(calls) == 1

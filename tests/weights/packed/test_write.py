@@ -5,6 +5,7 @@ import torch
 
 import weights
 from weights.packed.linear import PackedLinear
+from weights.packed.value import Packed
 from weights.packed.write import TARGETS, rounded, write_packed
 
 STEP = {"int8": 0.5 / 127, "fp8": 0.5 / 8, "fp8_e5m2": 0.5 / 4}
@@ -38,3 +39,23 @@ def test_what_is_written_is_read(tmp_path, parts, to):
         assert torch.equal(layer.weight, weight.unpack())
     state = model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in rest.items())
+
+
+def test_what_is_unpacked_when_it_is_loaded_goes_to_its_dtype_one_by_one(tmp_path, parts, monkeypatch):
+    """In float32, all weights together would take four times the memory of the file."""
+    names = [name for name in parts["mmdit"] if name.endswith("mlp.fc1.weight")]
+    packed = {name: rounded(parts["mmdit"][name], "int8") for name in names}
+    rest = {name: tensor for name, tensor in parts["mmdit"].items() if name not in packed}
+    path = tmp_path / "a.safetensors"
+    write_packed(path, rest, packed, "int8", prefix="model.diffusion_model.")
+    unpack, asked = Packed.unpack, []
+
+    def watched(weight: Packed, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        asked.append(dtype)
+        return unpack(weight, dtype)
+
+    monkeypatch.setattr(Packed, "unpack", watched)
+    model = weights.load_mmdit(path, dtype=torch.bfloat16, unpack=True)
+    assert asked == [torch.bfloat16] * len(names)
+    for name, weight in packed.items():
+        assert torch.equal(model.state_dict()[name], unpack(weight).bfloat16())
