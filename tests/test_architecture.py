@@ -224,7 +224,7 @@ def test_a_seed_that_nobody_else_sees_is_fine(source):
 
 LAYERS = (
     ("errors", "version", "noise", "siblings"),
-    ("fields", "device", "size", "marks", "units"),
+    ("kinds", "fields", "device", "size", "marks", "units"),
     ("guidance", "images", "loras", "shown", "prompts", "fitting", "schedules"),
     ("controls", "opening", "presets"),
     ("inputs",),
