@@ -124,7 +124,7 @@ def test_how_near_tiles_come():
         ]
     assert (
         20 < psnrs[0] < psnrs[1] < 40
-    )  # 20.7 and 23.8 dB: a tile is near the whole, and a larger one nearer
+    )  # 20.7 and 23.8 dB: near the whole, a larger tile nearer
 
 
 @pytest.mark.parametrize("overlap", [-1, 4])
