@@ -52,7 +52,7 @@ def build_component(component: Component) -> nn.Module:
     """Build the empty module of a component's sizes, on the meta device.
 
     Raises:
-        FitError: the sizes cannot be told, because a tensor that decides one is missing or misshapen; or the
+        FitError: the sizes cannot be told, because a tensor that decides one is missing or of another rank; or
             part is of another kind than this project computes, by its keys or by the config.json beside it.
     """
     _check_kind(component)

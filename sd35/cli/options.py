@@ -17,7 +17,7 @@ PROMPTS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5"}
 def add_settings(
     parser: argparse.ArgumentParser, title: str, request: type, *, but: Iterable[str] = ()
 ) -> None:
-    """An option for each setting of a request. One that is not given leaves no trace in the arguments.
+    """An option for each setting of a request. One that is not given is not in the arguments.
 
     Args:
         parser: of the command.

@@ -122,9 +122,7 @@ def test_how_near_tiles_come():
             )
             for tile in (8, 12)
         ]
-    assert (
-        20 < psnrs[0] < psnrs[1] < 40
-    )  # 20.7 and 23.8 dB: near the whole, a larger tile nearer
+    assert 20 < psnrs[0] < psnrs[1] < 40  # 20.7 and 23.8 dB: near the whole, a larger tile nearer
 
 
 @pytest.mark.parametrize("overlap", [-1, 4])
