@@ -173,8 +173,9 @@ def paths_panel(field: Field, size: int, count: int = 800) -> Tensor:
     return 1 - (1 - NIGHT[:, None, None]) * torch.exp(-light - ends)
 
 
-def density_panel(field: Field, size: int, cells: int = 96) -> Tensor:
+def density_panel(field: Field, size: int) -> Tensor:
     """How likely the flow finds each place of the plane, as colour, (3, size, size) in [0, 1]."""
+    cells = size // 5
     axis = torch.linspace(-REACH, REACH, cells)
     grid = torch.stack(torch.meshgrid(axis, -axis, indexing="xy"), -1).reshape(-1, 2)
     up = flow.sigmas(16, 1.0, "linear").flip(0)
@@ -239,8 +240,8 @@ def picture(rows: Sequence[tuple[str, Field, Field]], size: int) -> Image.Image:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, print three tables and draw the picture."""
     args = arguments().parse_args(argv)
-    noise = torch.randn(2000, 2, generator=torch.Generator().manual_seed(3))
-    fresh = {name: draw(2000, torch.Generator().manual_seed(4)) for name, draw in DATA.items()}
+    noise = torch.randn(args.points, 2, generator=torch.Generator().manual_seed(3))
+    fresh = {name: draw(args.points, torch.Generator().manual_seed(4)) for name, draw in DATA.items()}
     fields = {name: train(path, apart("moons"), args.steps) for name, path in flow.PATHS.items()}
     compare_paths(fields, noise, fresh["moons"])
     compare_solvers(fields["rectified"], noise)
@@ -263,6 +264,7 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=1200, help="of training, for each of eight networks")
+    parser.add_argument("--points", type=int, default=2000, help="that the tables compare (default 2000)")
     parser.add_argument("--size", type=int, default=480, help="of each of the six panels, in pixels")
     parser.add_argument("-o", "--output", type=Path, help="where to put the picture")
     return parser

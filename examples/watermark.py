@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for kind in KINDS:
                     pictures = read_back(result, kind, Path(folder))
                     for name in MARKS:
-                        sought = pipe.find_watermark(pictures, key=key, mark=name, batch_size=args.batch_size)
+                        finding = {"steps": args.find_steps, "batch_size": args.batch_size}
+                        sought = pipe.find_watermark(pictures, key=key, mark=name, **finding)
                         found[name, kind][hidden == name] += sought.found
                 bar.update(len(chosen))
     print(table(found))
@@ -86,7 +87,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", help="to compute in (default float32)")
     parser.add_argument("--pictures", type=int, default=200, help="with each mark (default 200)")
-    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--steps", type=int, default=28, help="to draw a picture in (default 28)")
+    parser.add_argument("--find-steps", type=int, default=28, help="back to its noise (default 28)")
     parser.add_argument("--batch-size", type=int, default=10)
     return parser
 

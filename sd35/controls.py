@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from .errors import SettingsError
-from .fields import Kind, Number
-from .shown import NONE, Pictures, nth
+from .kinds import NONE, Kind, Number
+from .shown import Pictures, nth
 
 ControlKind = Literal["raw", "canny", "depth", "blur"]
 CONTROL_KINDS: Mapping[str, str] = {

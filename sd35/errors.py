@@ -8,7 +8,16 @@ if TYPE_CHECKING:
 
 
 class SettingsError(ValueError):
-    """Settings that no picture can be made with; the message says what was expected and what came."""
+    """Settings that no picture can be made with; the message says what was expected and what came.
+
+    Attributes:
+        setting: the name of the setting that the message begins with; "" where it begins otherwise.
+        option: how the command line spells that setting; "" where it has no option.
+    """
+
+    def __init__(self, message: str, setting: str = "", option: str = "") -> None:
+        super().__init__(message)
+        self.setting, self.option = setting, option
 
 
 class NonFiniteError(ArithmeticError):

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from . import fields
 from .errors import SettingsError
-from .fields import Blocks, Kind, Name, Number, Numbers, Whole, setting
+from .fields import setting
+from .kinds import Blocks, Kind, Name, Number, Numbers, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,10 @@ class SkipLayerKind(Kind):
         return {**asdict(value), "layers": list(value.layers)}
 
 
+WITH_APG = {"acts": lambda one: one.rule == "apg", "where": "with the rule apg"}
+"""In which guidance a setting has an effect."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
     """What is made of the velocities with and without the prompt. The defaults are plain guidance.
@@ -55,7 +60,7 @@ class Guidance:
 
     rule: Rule = setting(
         "plain",
-        Name(lambda: get_args(Rule)),
+        Name.of(Rule),
         "how two velocities become one: plain, cfg_zero (CFG-Zero*) or apg (adaptive projected guidance)",
         decides="flow",
         option="--guidance-rule",
@@ -65,16 +70,14 @@ class Guidance:
         Number(),
         "of apg: how much of the part that only saturates is kept; 1 is plain guidance",
         decides="flow",
-        acts=lambda one: one.rule == "apg",
-        where="with the rule apg",
+        **WITH_APG,
     )
     apg_norm: float | None = setting(
         None,
         Number(0, open=True),
         "of apg: the largest norm of what guidance adds to a picture; without a limit by default",
         decides="flow",
-        acts=lambda one: one.rule == "apg",
-        where="with the rule apg",
+        **WITH_APG,
     )
     interval: tuple[float, float] = setting(
         (0.0, 1.0),
@@ -102,7 +105,7 @@ class Guidance:
         "blocks that skip-layer guidance leaves out, in place of SD3.5-medium's 7 8 9",
         decides="flow",
         acts=lambda one: one.skip_layer is not None,
-        where="with skip-layer guidance (--skip-layer)",
+        where="with skip-layer guidance (skip_layer)",
     )
     rescale: float = setting(
         0.0,
@@ -127,7 +130,10 @@ class Guidance:
             object.__setattr__(self, "skip_layer", replace(self.skip_layer, layers=self.skipped))
             object.__setattr__(self, "skipped", None)
         if self.threshold is not None:
-            self._adjustments()  # refuses a threshold out of range
+            try:
+                self._adjustments()
+            except ValueError as error:
+                raise fields.fault(self, ["threshold"], f" cannot be used: {error}") from error
 
     def options(self, sigmas: "Tensor") -> dict[str, Any]:
         """Keyword arguments of `GuidedVelocity`.
@@ -141,9 +147,8 @@ class Guidance:
         import flow
 
         if self.zero_steps >= len(sigmas) - 1:
-            raise SettingsError(
-                f"zero_steps must be fewer than the {len(sigmas) - 1} steps, got {self.zero_steps}"
-            )
+            fewer = f" must be fewer than the {len(sigmas) - 1} steps, got {self.zero_steps}"
+            raise fields.fault(self, ["zero_steps"], fewer)
         rules: dict[str, Combine] = {
             "plain": flow.plain,
             "cfg_zero": flow.cfg_zero,

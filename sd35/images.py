@@ -18,6 +18,9 @@ Picture: TypeAlias = Tensor | One | Sequence[One]
 
 BEYOND = 3.0
 """The largest magnitude that is taken for an image: decoded pictures overshoot 1, but not by so much."""
+OVERSHOOT = 0.1
+"""How far below 0 the black of a picture in [0, 1] may lie, after resampling or a decoder; a picture in
+[-1, 1] with no value below this has no pixel darker than 45 % grey in any channel."""
 
 
 def as_image(picture: Picture) -> Tensor:
@@ -73,7 +76,7 @@ def check_image(image: Tensor) -> None:
             f"an image must be in [-1, 1], got values of {low:.3g} to {high:.3g}: "
             "if white is 255, pass image / 127.5 - 1"
         )
-    if low >= 0 and high > 0:
+    if (low >= 0 and high > 0) or (low >= -OVERSHOOT and high > OVERSHOOT):
         raise SettingsError(
             f"an image must be in [-1, 1], where black is -1; this one has values of {low:.3g} to {high:.3g} "
             "only. If white is 1 and black 0, pass 2 * image - 1; if it is as bright as that, pass it as a "

@@ -1,10 +1,11 @@
 """Pictures as input: the settings of image to image, of inpainting and of ControlNets."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from .controls import Control, Controls
-from .fields import Name, Number, Switch, Whole, setting
+from .fields import setting
+from .kinds import Name, Number, Switch, Whole
 from .shown import Pictures, Shown, nth
 
 Fit = Literal["crop", "pad", "stretch"]
@@ -13,8 +14,9 @@ White = Literal["redrawn", "kept"]
 MaskRule = Literal["nearest", "any"]
 
 
-def _has(name: str) -> Any:
-    return lambda one: bool(getattr(one, name))
+WITH_IMAGE = {"acts": lambda one: bool(one.image), "where": "with an image"}
+WITH_MASK = {"acts": lambda one: bool(one.mask), "where": "with a mask"}
+"""In which requests a setting has an effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,11 @@ class PictureSettings:
         Number(0, 1, open=True),
         "how much of the schedule to run on the image, below 1 without a mask; less keeps more of it",
         decides="start",
-        acts=_has("image"),
-        where="with an image",
+        **WITH_IMAGE,
     )
     start_rule: Rule = setting(
         "reference",
-        Name(lambda: get_args(Rule)),
+        Name.of(Rule),
         "whose rounding of the first step: reference or diffusers, which may begin one step later",
         decides="start",
         acts=lambda one: bool(one.image) and one.strength < 1,
@@ -46,7 +47,7 @@ class PictureSettings:
     )
     fit: Fit | None = setting(
         None,
-        Name(lambda: get_args(Fit)),
+        Name.of(Fit),
         "pictures of another size: crop what overlaps, pad (with the edge; under a mask that is redrawn), or "
         "stretch, as the references do; refused by default",
         decides="start",
@@ -58,50 +59,46 @@ class PictureSettings:
         Pictures(),
         "what of the image to redraw: white, from half grey on",
         decides="flow",
-        acts=_has("image"),
-        where="with an image",
+        **WITH_IMAGE,
     )
     mask_white: White = setting(
         "redrawn",
-        Name(lambda: get_args(White)),
+        Name.of(White),
         "what the white of the mask is: redrawn or kept",
         decides="flow",
-        acts=_has("mask"),
-        where="with a mask",
+        **WITH_MASK,
     )
     mask_rule: MaskRule = setting(
         "nearest",
-        Name(lambda: get_args(MaskRule)),
+        Name.of(MaskRule),
         "a latent is redrawn by every eighth pixel (nearest, as diffusers), or where any of its 64 is (any)",
         decides="flow",
-        acts=_has("mask"),
-        where="with a mask",
+        **WITH_MASK,
     )
     paste: bool = setting(
         False,
         Switch(),
         "put the pixels of the image back where the mask keeps them: decoding changes them a little",
         decides="output",
-        acts=_has("mask"),
-        where="with a mask",
+        **WITH_MASK,
     )
     feather: int = setting(
         8,
         Whole(0, 512),
         "width of the seam, in pixels inside the mask",
         decides="output",
-        acts=_has("paste"),
-        where="with --paste",
+        acts=lambda one: one.paste,
+        where="with paste",
     )
     control: tuple[Control, ...] | None = setting(
         None, Controls(), "ControlNets, each with its picture", decides="flow", is_option=False
     )
     control_rule: Rule = setting(
         "reference",
-        Name(lambda: get_args(Rule)),
+        Name.of(Rule),
         "whether the last block takes a ControlNet's residual: reference (yes) or diffusers (no)",
         decides="flow",
-        acts=_has("control"),
+        acts=lambda one: bool(one.control),
         where="with a ControlNet",
     )
     control_uncond: bool = setting(

@@ -1,13 +1,12 @@
 """The LoRAs of a picture, in a form that can be written into it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .errors import SettingsError
-from .fields import Kind, Number
-from .shown import NONE
+from .kinds import Number, Several, of_fields
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,7 @@ class Lora:
         if isinstance(given, cls):
             return given
         if isinstance(given, Mapping):
-            try:
-                return cls(**given)
-            except TypeError as error:
-                raise SettingsError(f"this is no LoRA: {dict(given)!r}") from error
+            return of_fields(cls, given, "LoRA")
         scale: Any = 1.0
         if isinstance(given, tuple | list) and len(given) == 2:
             given, scale = given
@@ -60,23 +56,20 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Loras(Kind):
+class Loras(Several):
     """Any number of LoRAs."""
 
     argument: ClassVar[Mapping[str, Any]] = {"action": "append", "metavar": "FILE[:SCALE]"}
+    what: ClassVar[str] = "LoRAs"
 
-    def check(self, name: str, value: Any) -> tuple[Lora, ...]:
-        """See `Kind`."""
+    def is_one(self, value: Any) -> bool:
+        """See `Several`."""
         is_pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float)
-        if is_pair or isinstance(value, str | Path | Lora):
-            value = [value]
-        if not isinstance(value, tuple | list):
-            raise SettingsError(f"{name} must be LoRAs, got {value!r}")
-        return () if list(value) == [NONE] else tuple(Lora.of(one) for one in value)
+        return is_pair or isinstance(value, str | Path | Lora)
 
-    def plain(self, value: tuple[Lora, ...]) -> list[dict[str, Any]]:
-        """See `Kind`."""
-        return [asdict(one) for one in value]
+    def record(self, value: Any) -> Lora:
+        """See `Several`."""
+        return Lora.of(value)
 
 
 def agreed(wanted: tuple[Lora, ...] | None, there: tuple[Lora, ...]) -> tuple[Lora, ...]:
@@ -107,9 +100,17 @@ def agreed(wanted: tuple[Lora, ...] | None, there: tuple[Lora, ...]) -> tuple[Lo
 
 
 def _split(text: str) -> tuple[str, float]:
-    """A source and its scale, as FILE:SCALE has them."""
+    """A source and its scale, as FILE:SCALE has them; a path may hold a colon itself.
+
+    Raises:
+        SettingsError: what follows the colon is neither a scale nor the rest of a path.
+    """
     source, colon, scale = text.rpartition(":")
     try:
         return (source, float(scale)) if colon and source else (text, 1.0)
-    except ValueError:
-        return text, 1.0
+    except ValueError as error:
+        if {"/", "\\"} & set(scale) or Path(text).expanduser().exists():
+            return text, 1.0
+        raise SettingsError(
+            f"a LoRA is FILE or FILE:SCALE, and {scale!r} is no number, in {text!r}"
+        ) from error

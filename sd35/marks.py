@@ -18,7 +18,7 @@ from .noise import draw_noise, generators
 OTHERS = 999
 """Keys that a key is compared with."""
 KEYS = 2**32 - OTHERS
-"""Keys are below this: the others are the last seeds there are, so that nobody's key is among them."""
+"""Keys are below this: the others are the last seeds there are, so that no user's key is among them."""
 FOUND = 0.01
 """The share of keys, its own included, that may agree as well as a key does where its mark is found."""
 

@@ -43,7 +43,7 @@ class Plan:
     """What is done to need less memory."""
 
     one_by_one: bool = False
-    """Each text encoder is loaded, run and let go before the next."""
+    """Each text encoder is loaded, run and freed before the next."""
     by_layers: bool = False
     """T5 stays on the CPU, and each of its layers goes to the GPU in its turn."""
     release: bool = False

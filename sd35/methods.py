@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from . import fields
-from .fields import Name, Number, Numbers, Options, Switch, Whole, setting
+from .fields import setting
+from .kinds import Name, Number, Numbers, Options, Switch, Whole
 from .prompts import Prompts
 
 EditMethod = Literal["inversion", "flow_edit", "rf_inversion"]
@@ -31,13 +32,17 @@ def inverses() -> tuple[str, ...]:
     return tuple(flow.METHODS)
 
 
+WITH_SOURCE = {"acts": lambda one: one.method != "rf_inversion", "where": "with inversion and flow_edit"}
+"""In which edits a setting of the first half has an effect."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Computing:
     """What the two tasks that find noise are computed in."""
 
     precision: Precision = setting(
         "float32",
-        Name(lambda: get_args(Precision)),
+        Name.of(Precision),
         "what is computed in where nothing is undone: float32, since the way back multiplies rounding, or "
         "model: as it was loaded, in less memory",
         decides="flow",
@@ -89,7 +94,7 @@ class Inverting(Computing):
     )
     refine_by: RefineBy = setting(
         "gradient",
-        Name(lambda: get_args(RefineBy)),
+        Name.of(RefineBy),
         "gradient, of the decoder, or encoder: without gradients, in less time and memory, and less near",
         decides="start",
         acts=lambda one: one.refine_steps > 0,
@@ -106,7 +111,7 @@ class Editing(Computing):
 
     method: EditMethod = setting(
         "inversion",
-        Name(lambda: get_args(EditMethod)),
+        Name.of(EditMethod),
         "inversion, flow_edit or rf_inversion",
         decides="flow",
     )
@@ -121,16 +126,14 @@ class Editing(Computing):
         Prompts(),
         "of the picture as it is, where it does not carry its own",
         decides="flow",
-        acts=lambda one: one.method != "rf_inversion",
-        where="with inversion and flow_edit",
+        **WITH_SOURCE,
     )
     source_guidance_scale: float | None = setting(
         None,
         Number(),
         "that of the picture where it carries its own, else --guidance-scale",
         decides="flow",
-        acts=lambda one: one.method != "rf_inversion",
-        where="with inversion and flow_edit",
+        **WITH_SOURCE,
     )
     accuracy: float | None = setting(
         None,
@@ -190,7 +193,7 @@ class Calibrating:
 
     calibration: CalibrationMethod = setting(
         "optimal_steps",
-        Name(lambda: get_args(CalibrationMethod)),
+        Name.of(CalibrationMethod),
         "optimal_steps, by dynamic programming, or acceleration, which is quicker and not as near",
         decides="flow",
     )

@@ -16,7 +16,8 @@ from vae.image import without_text
 
 from .errors import SettingsError
 from .images import as_image
-from .shown import NONE, Shown
+from .kinds import NONE
+from .shown import Shown
 
 ORIENTATION = 0x0112
 """The EXIF tag; 1 is upright."""

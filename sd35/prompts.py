@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import SettingsError
-from .fields import Kind
+from .kinds import Kind
 
 if TYPE_CHECKING:
     from textenc import Prompt

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from .errors import SettingsError
-from .fields import Kind
+from .kinds import Kind
 
 if TYPE_CHECKING:
     from flow import Calibration

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from . import fields
 from .errors import SettingsError
-from .fields import Name, Number, Options, Text, Whole, setting
+from .fields import setting
 from .guidance import PLAIN, Guidance, GuidanceKind
 from .inputs import PictureSettings
+from .kinds import Name, Number, Options, Text, Whole
 from .loras import Lora, Loras
 from .prompts import Prompts, no_prompt, policies
 from .schedules import Preset, Schedule, solvers
@@ -143,7 +144,7 @@ class Settings(PictureSettings):
     )
     missing: Missing = setting(
         "zeros",
-        Name(lambda: get_args(Missing)),
+        Name.of(Missing),
         "what stands for a text encoder that is not there: zeros or drop",
         decides="flow",
     )
@@ -175,11 +176,11 @@ class Settings(PictureSettings):
         fields.check(self)
         if self.seed is not None and self.seed > SEEDS - self.images:
             last = f" (image k of {self.images} has the seed + k)" if self.images > 1 else ""
-            raise SettingsError(f"seed must be 0 to {SEEDS - self.images}{last}, got {self.seed!r}")
+            text = f" must be 0 to {SEEDS - self.images}{last}, got {self.seed!r}"
+            raise fields.fault(self, ["seed"], text)
         if isinstance(self.schedule, tuple) and self.steps != len(self.schedule) - 1:
-            raise SettingsError(
-                f"steps must be {len(self.schedule) - 1}, those of the schedule; got {self.steps}"
-            )
+            text = f" must be {len(self.schedule) - 1}, those of the schedule; got {self.steps}"
+            raise fields.fault(self, ["steps"], text)
         check_options(f"solver {self.solver!r}", SOLVERS[self.solver].run, self.solver_options)
 
     @property
@@ -297,7 +298,8 @@ def settings_of(
             usual = Guidance(**numbers.get("guidance", {}))
         given["guidance"] = replace(usual, **given["guidance"])
     if "schedule" in given:
-        given["schedule"] = Schedule().check("schedule", given["schedule"])
+        told = fields.table(Settings)["schedule"]
+        given["schedule"] = fields.checked(told, "schedule", given["schedule"])
         if isinstance(given["schedule"], tuple):
             given.setdefault("steps", len(given["schedule"]) - 1)
     return fields.build(Settings, given, base, numbers)

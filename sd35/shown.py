@@ -1,15 +1,12 @@
 """The pictures that a picture was made from, in a form that can be written into it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .errors import SettingsError
-from .fields import Kind
-
-NONE = "none"
-"""What stands for no picture at all, where those of a picture would be taken."""
+from .kinds import Several, of_fields
 
 
 @dataclass(frozen=True)
@@ -29,10 +26,7 @@ class Shown:
         if isinstance(given, cls):
             return given
         if isinstance(given, Mapping):
-            try:
-                return cls(**given)
-            except TypeError as error:
-                raise SettingsError(f"this is no picture: {dict(given)!r}") from error
+            return of_fields(cls, given, "picture")
         if not isinstance(given, str | Path) or not str(given):
             raise SettingsError(f"expected the path of a picture, got {type(given).__name__}")
         return cls(str(Path(given).expanduser().absolute()))
@@ -50,22 +44,19 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Pictures(Kind):
+class Pictures(Several):
     """One picture for all, or one for each."""
 
     argument: ClassVar[Mapping[str, Any]] = {"action": "append", "metavar": "FILE"}
+    what: ClassVar[str] = "the path of a picture, or several"
 
-    def check(self, name: str, value: Any) -> tuple[Shown, ...]:
-        """See `Kind`."""
-        if isinstance(value, str | Path | Shown | Mapping):
-            value = [value]
-        if not isinstance(value, tuple | list):
-            raise SettingsError(f"{name} must be the path of a picture, or several, got {value!r}")
-        return () if list(value) == [NONE] else tuple(Shown.of(one) for one in value)
+    def is_one(self, value: Any) -> bool:
+        """See `Several`."""
+        return isinstance(value, str | Path | Shown | Mapping)
 
-    def plain(self, value: tuple[Shown, ...]) -> list[dict[str, Any]]:
-        """See `Kind`."""
-        return [asdict(one) for one in value]
+    def record(self, value: Any) -> Shown:
+        """See `Several`."""
+        return Shown.of(value)
 
 
 def nth(shown: tuple[Shown, ...], index: int) -> tuple[Shown, ...]:

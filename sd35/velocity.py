@@ -119,7 +119,8 @@ class GuidedVelocity:
         """
         if skip is not None and (unknown := set(skip.layers) - set(range(mmdit.config.depth))):
             raise SettingsError(
-                f"layers to skip must be in 0 to {mmdit.config.depth - 1}, got {sorted(unknown)}"
+                f"skip-layer guidance leaves out blocks {sorted(unknown)}, and this transformer has 0 to "
+                f"{mmdit.config.depth - 1}: name some of those (skipped, on the command line --skipped)"
             )
         if skip is not None and sigmas is None:
             raise SettingsError("skip-layer guidance acts in a part of the steps: give sigmas, their table")

@@ -3,10 +3,13 @@
 All of it in processes of their own, since this one has imported everything already.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -48,22 +51,78 @@ assert torch.allclose(end, torch.zeros(2, 3), atol=1e-6)
 HOSTILE = "raise RuntimeError('the user has a file of this name, and the package took it for its own')\n"
 
 
-def run(script: str, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in `folder`, which is where Python looks first."""
-    (folder / "script.py").write_text(script)
+SERVER = """
+import json, os, runpy, sys, traceback
+import torch
+
+def become(script):
+    os.chdir(script["folder"])
+    os.environ.clear()
+    os.environ.update(script["environment"])
+    for number, name in enumerate(("stdout", "stderr"), start=1):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.path[0] = script["folder"]
+    sys.argv = ["script.py", *script["arguments"]]
+    status = 1
+    try:
+        runpy.run_path("script.py", run_name="__main__")
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        become(json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""A process that has imported torch, and nothing of this project, and forks itself for each script: importing
+torch takes longer than all that is tested here."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a script ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Iterator[Callable[..., Done]]:
+    """run(script, folder, *arguments, **environment) runs a script in a folder, where Python looks first."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, "script.py", *arguments],
-        cwd=folder,
-        env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
+    inherited["OMP_NUM_THREADS"] = "1"
+    home = tmp_path_factory.mktemp("server")
+    (home / "server.py").write_text(SERVER)
+    server = subprocess.Popen(
+        [sys.executable, home / "server.py"],
+        cwd=home,
+        env=inherited,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
     )
+
+    def run(script: str, folder: Path, *arguments: str, **environment: str) -> Done:
+        (folder / "script.py").write_text(script)
+        told = {"folder": str(folder), "arguments": arguments, "environment": inherited | environment}
+        server.stdin.write(json.dumps(told) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        return Done(status, (folder / "stdout").read_text(), (folder / "stderr").read_text())
+
+    with server:
+        yield run
 
 
 @pytest.mark.parametrize("package", LEAVES)
-def test_a_leaf_package_works_alone_under_another_parent(package, tmp_path):
+def test_a_leaf_package_works_alone_under_another_parent(run, package, tmp_path):
     vendored = tmp_path / "research" / "vendored"
     shutil.copytree(ROOT / package, vendored / package, ignore=shutil.ignore_patterns("__pycache__"))
     for folder in (vendored.parent, vendored):
@@ -77,7 +136,7 @@ def test_a_leaf_package_works_alone_under_another_parent(package, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_hostile_modules_are_hostile(tmp_path):
+def test_the_hostile_modules_are_hostile(run, tmp_path):
     (tmp_path / "vae.py").write_text(HOSTILE)
     assert "took it for its own" in run("import vae", tmp_path).stderr
 
@@ -126,7 +185,7 @@ def modules_of(package: str) -> list[str]:
     return [".".join(path.parts).removesuffix(".__init__") for path in paths if path.name != "__main__"]
 
 
-def test_importing_everything_has_no_side_effect(tmp_path):
+def test_importing_everything_has_no_side_effect(run, tmp_path):
     """Every module of every package, one after another; one that changes something is named."""
     modules = [module for package in PACKAGES for module in modules_of(package)]
     assert {"mmdit.model", "weights.hub", "sd35.cli"} <= set(modules)
@@ -145,8 +204,13 @@ def test_importing_everything_has_no_side_effect(tmp_path):
         ("import sys; sys.modules['diffusers'] = sys", "{'diffusers'} was imported"),
     ],
 )
-def test_a_side_effect_would_show(source, message, tmp_path):
+def test_a_side_effect_would_show(run, source, message, tmp_path):
     (tmp_path / "rude.py").write_text(source)
     done = run(WATCH, tmp_path, str(tmp_path), "rude")
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def test_a_script_begins_with_torch_and_nothing_of_this_project(run, tmp_path):
+    done = run(f"import sys; print('torch' in sys.modules, set(sys.modules) & {{*{PACKAGES!r}}})", tmp_path)
+    assert done == Done(0, "True set()\n", "")

@@ -4,17 +4,21 @@ Left out are blocks and lines that need the network or weights that are not here
 repository, pip, git, or a model other than the embedded one.
 """
 
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from sd35.cli import main
+from sd35.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,6 +27,8 @@ SHELLS = ("bash", "sh", "console", "shell")
 HUB = re.compile(r"\bstabilityai/|\bowner/|\bhf download\b|huggingface-cli")
 NETWORK = re.compile(r"\b(pip|git|curl|wget)\b")
 OTHER_MODEL = re.compile(r"load(?:_\w+)?\(\s*[\"'](?!tiny[\"'])")
+OF_OTHERS = ("inside.md",)
+"""Documents whose snippets a test of their own runs, as they stand."""
 TOO_LONG = ("train", "bench")
 """Commands of sd35 that take longer than a test may."""
 
@@ -84,73 +90,78 @@ def pieces_of(text: str) -> list[Piece]:
     return [piece for piece in pieces if runs_here(piece)]
 
 
-DRIVER = """
-import json, shlex, subprocess, sys
-from PIL import Image
+FEW = 6
+"""Steps at the most. That it runs is tested here; what is drawn in all steps is in other tests."""
 
-from sd35.settings import Settings
 
-Image.Image.show = lambda self, *args, **kwargs: None  # a test opens no window
-# Steps where none are said. That it runs is tested here; what 28 steps draw is in other tests.
-Settings.__init__.__kwdefaults__["steps"] = 6
-name, pieces = sys.argv[1], json.load(open("pieces.json"))
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Callable[[list[Piece], str], None]:
+    """run(pieces, name): run pieces in order, in an empty folder; names are shared by those in Python.
 
-def status(command, first):
-    # The first in a shell, as a user does; the others here, which saves importing everything again.
-    if first or any(mark in command for mark in "|&;<>$`*"):
-        return subprocess.run(["bash", "-c", command]).returncode
-    from sd35.cli import main
+    All in this process, since a process for each would import everything again.
+    """
+    (work := tmp_path / "work").mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(Image.Image, "show", lambda *args, **kwargs: None)  # a test opens no window
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    check = Settings.__post_init__
 
+    def checked(settings: Settings) -> None:
+        if isinstance(settings.schedule, str):
+            object.__setattr__(settings, "steps", min(settings.steps, FEW))
+        check(settings)
+
+    monkeypatch.setattr(Settings, "__post_init__", checked)
+
+    def run(pieces: list[Piece], name: str) -> None:
+        namespace = {"__name__": "__main__"}
+        for piece in pieces:
+            if piece.language == "python":
+                source = "\n" * (piece.line - 1) + re.sub(r"\bsigmas\(\d+\)", f"sigmas({FEW})", piece.source)
+                exec(compile(source, name, "exec"), namespace)
+            else:
+                code = status(piece.source)
+                assert code == 0, f"{name}:{piece.line}: exit status {code}: {piece.source}"
+
+    return run
+
+
+def status(command: str) -> int:
+    """Run a command of this folder, in a shell only where it needs one."""
+    if any(mark in command for mark in "|&;<>$`*"):
+        return in_a_shell(command)
     try:
         return main(shlex.split(command, comments=True)[1:])
     except SystemExit as end:
-        return end.code
-
-namespace, first = {"__name__": "__main__"}, True
-for piece in pieces:
-    print(f"--- {name}:{piece['line']}", flush=True)
-    if piece["language"] == "python":
-        source = "\\n" * (piece["line"] - 1) + piece["source"].replace("sigmas(28)", "sigmas(6)")
-        exec(compile(source, name, "exec"), namespace)
-        continue
-    if code := status(piece["source"], first):
-        sys.exit(f"{name}:{piece['line']}: exit status {code}: {piece['source']}")
-    first = False
-"""
+        return int(end.code or 0)
 
 
-def run(pieces: list[Piece], name: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run pieces in one process, so that a name one of them sets is there for the next."""
-    work, commands = folder / "work", folder / "bin"
-    for path in (work, commands):
-        path.mkdir()
-    (folder / "driver.py").write_text(DRIVER)
-    (work / "pieces.json").write_text(json.dumps([asdict(piece) for piece in pieces]))
+def in_a_shell(command: str) -> int:
+    """Run a command of this folder as a user does, with `sd35` on the path."""
+    (commands := Path("..", "bin").resolve()).mkdir(exist_ok=True)
     (commands / "sd35").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sd35 "$@"\n')
     (commands / "sd35").chmod(0o755)
     environment = {
         "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder / "cache"),
     }
-    return subprocess.run(
-        [sys.executable, str(folder / "driver.py"), name],
-        cwd=work,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return subprocess.run(["bash", "-c", command], env=os.environ | environment, check=False).returncode
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_a_document_shows_works(document, tmp_path):
+def test_what_a_document_shows_works(document, run):
     pieces = pieces_of(document.read_text(encoding="utf-8"))
-    if not pieces:
-        pytest.skip("shows nothing that runs without the network")
-    done = run(pieces, document.name, tmp_path)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    if not pieces or document.name in OF_OTHERS:
+        pytest.skip("shows nothing that runs without the network, or has a test of its own")
+    run(pieces, document.name)
+
+
+def test_a_command_of_the_readme_works_in_a_shell(run):
+    pieces = pieces_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert pieces[-1].source.startswith("sd35 verify")
+    assert in_a_shell(f"{pieces[-1].source} > shown.txt") == 0
+    assert Path("shown.txt").read_text()
 
 
 def test_the_readme_shows_python_and_the_command_line():
@@ -203,20 +214,20 @@ def test_pieces_are_told_apart():
     ]
 
 
-def test_python_blocks_share_their_names(tmp_path):
-    done = run([piece for piece in pieces_of(SAMPLE) if piece.language == "python"], "sample", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "work" / "y.txt").read_text() == "2"
+def test_python_blocks_share_their_names(run):
+    run([piece for piece in pieces_of(SAMPLE) if piece.language == "python"], "sample")
+    assert Path("y.txt").read_text() == "2"
 
 
-@pytest.mark.parametrize(
-    ("language", "source", "message"),
-    [
-        ("python", "1 / 0", 'File "sample", line 7'),
-        ("bash", "sd35 no-such-command", "sample:7: exit status 2"),
-    ],
-)
-def test_a_failure_is_told_with_its_line(language, source, message, tmp_path):
-    done = run([Piece(language, source, 7)], "sample", tmp_path)
-    assert done.returncode != 0
-    assert message in done.stderr
+def test_a_failure_is_told_with_its_line(run):
+    with pytest.raises(ZeroDivisionError) as found:
+        run([Piece("python", "1 / 0", 7)], "sample")
+    assert (Path(found.traceback[-1].path).name, found.traceback[-1].lineno + 1) == ("sample", 7)
+    for command in ("sd35 no-such-command", "sd35 no-such-command 2> log"):
+        with pytest.raises(AssertionError, match="sample:7: exit status 2: sd35 no-such-command"):
+            run([Piece("bash", command, 7)], "sample")
+
+
+def test_no_more_steps_are_taken_than_it_needs(run):
+    shown = "import sd35, flow; assert len(flow.sigmas(28)) == len(sd35.Settings(prompts='a').sigmas) == 7"
+    run([Piece("python", shown, 1)], "sample")

@@ -44,7 +44,7 @@ class TextEncoder:
     """Up to three text encoders with their tokenizers.
 
     An encoder is a module, or a function without arguments that loads one: such a module is used for one
-    call of `encode` and let go before the next is loaded, so that only one is in memory at a time. Modules
+    call of `encode` and freed before the next is loaded, so that only one is in memory at a time. Modules
     may live on different devices and in different dtypes; nothing is moved but ids and results.
 
     Raises:

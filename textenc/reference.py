@@ -1,4 +1,4 @@
-"""How Stability's own tokenizer reads a prompt, to the letter (`SDTokenizer` in its other_impls.py).
+"""How Stability's own tokenizer reads a prompt, token by token (`SDTokenizer` in its other_impls.py).
 
 It came from ComfyUI and reads `(words:1.3)` as a weight. The weights are then not used, but the
 parentheses and numbers are gone from the text. What is left is split at spaces, each word is tokenized

@@ -72,7 +72,7 @@ class T5Config:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + ε) · weight: no mean is taken off and there is no bias.
+    """x / sqrt(mean(x²) + ε) · weight: no mean is subtracted and there is no bias.
 
     The statistic is taken in float32 at least, and the result has the dtype of the weight.
     """

@@ -52,8 +52,8 @@ def build_component(component: Component) -> nn.Module:
     """Build the empty module of a component's sizes, on the meta device.
 
     Raises:
-        FitError: the sizes cannot be told, because a tensor that decides one is missing or misshapen; or the
-            part is of another kind than this project computes, by its keys or by the config.json beside it.
+        FitError: the sizes cannot be told, since a tensor that decides one is missing or of another rank; or
+            the part is of a kind that this project does not compute, by its keys or its config.json.
     """
     _check_kind(component)
     try:

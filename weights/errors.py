@@ -10,7 +10,7 @@ class FileFormatError(CheckpointError):
 
 
 class SourceError(CheckpointError):
-    """A name leads nowhere: no such file or folder, or one that holds no model."""
+    """There is nothing to load under a name: no such file or folder, or one that holds no model."""
 
 
 class MissingComponent(CheckpointError):

@@ -35,7 +35,7 @@ class ComponentReport:
     parameters: int
     bytes: int
     dtypes: Mapping[str, int]  # dtype, in the file's spelling, to parameters
-    misfits: tuple[Misfit, ...] = ()  # what is missing, left over, misshapen
+    misfits: tuple[Misfit, ...] = ()  # what is missing, left over, of another shape
     checks: tuple[Check, ...] = ()  # of the values, where the part fits and is on this machine
     notes: tuple[str, ...] = ()
 

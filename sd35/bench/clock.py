@@ -1,8 +1,7 @@
-"""What a call costs: seconds on the wall, seconds of the processor, memory.
+"""What a call costs: wall-clock time, processor time, memory.
 
-On a CPU that others use too, seconds on the wall say more of the others than of the call: there the seconds
-of the processor, summed over threads, are compared. On other devices it is the wall, and the device is waited
-for.
+On a CPU that others use too, wall-clock time depends more on the others than on the call: there the processor
+time, summed over threads, is compared. On other devices it is wall-clock time, up to the end of their work.
 """
 
 import ctypes
@@ -32,7 +31,7 @@ class Timing:
 
     @property
     def compared(self) -> tuple[float, ...]:
-        """The seconds that are compared: the processor's on a CPU, else the wall's."""
+        """The seconds that are compared: of processor time on a CPU, else of wall-clock time."""
         return self.cpu if self.on_cpu else self.wall
 
     @property

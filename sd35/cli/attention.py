@@ -21,6 +21,7 @@ SUMMARY = "show where in a picture each word is read"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
+    parser.usage = "%(prog)s PROMPT [options]"
     parser.add_argument("prompt", help="what to draw")
     parser.add_argument("-w", "--word", dest="words", action="append", help="only this word; may be repeated")
     parser.add_argument(

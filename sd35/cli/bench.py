@@ -2,8 +2,8 @@
 
 Without --model, random weights of SD3.5's own sizes are measured, which needs no download. Every stage is run
 once to warm up, once for its memory and then --repeats times, in turn with the other implementation where
-there is one: medians, and lowest to highest. On a CPU the ratio and the share of the ceiling are of seconds
-of the processor, since machines are shared; elsewhere of the wall's. The ceiling is a large matrix product.
+there is one: medians, and lowest to highest. On a CPU the ratio and the share of the ceiling are of processor
+time, since machines are shared; elsewhere of wall-clock time. The ceiling is a large matrix product.
 """
 
 import argparse

@@ -20,6 +20,7 @@ SUMMARY = "make a table of noise levels for a model"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
+    parser.usage = "%(prog)s [PROMPT ...] -o FILE [options]"
     parser.add_argument(
         "prompts", nargs="*", metavar="PROMPT", help="of the kind that will be drawn: 4 to 16"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inputs import PictureSettings
-from ..shown import NONE
+from ..kinds import NONE
 from .options import add_options
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ SUMMARY = "draw a picture again under another prompt"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
+    parser.usage = "%(prog)s FILE PROMPT -o PNG [options]"
     parser.add_argument("input", type=Path, metavar="FILE", help="a picture, or latents saved as safetensors")
     parser.add_argument("prompt", help="of the picture that is wanted")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help="the edited picture")

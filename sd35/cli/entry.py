@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ..errors import SettingsError
 from ..version import release
 from . import (
     attention,
@@ -40,6 +41,15 @@ COMMANDS = {
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses: done; something went wrong; the user asked for what cannot be; Ctrl-C (128 + SIGINT)."""
 
+EPILOG = f"""\
+sd35 generate "a star" -o star.png draws a picture; sd35 COMMAND --help tells the rest.
+
+exit status:
+  {OK:<4}done
+  {FAILED:<4}it failed on the way; or sd35 verify or inspect found a fault, sd35 watermark find no mark
+  {MISTAKE:<4}it was asked for what cannot be done: a wrong option, a missing or damaged file
+  {INTERRUPTED:<4}it was interrupted (Ctrl-C)"""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like those of the commands themselves."""
@@ -61,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     argv = sys.argv[1:] if argv is None else argv
     args, unknown = _parser(next((word for word in argv if word in COMMANDS), None)).parse_known_args(argv)
-    name = f"sd35 {args.command}"
+    name = args.called
     if unknown:
         quotes = "" if unknown[0].startswith("-") else "; words that belong together stand in quotes"
         Parser(prog=name).error(f"unrecognized arguments: {' '.join(unknown)}{quotes}")
@@ -93,7 +103,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = Parser(
         prog="sd35",
         description="Stable Diffusion 3.5: draw pictures, look into models, measure.",
-        epilog='sd35 generate "a star" -o star.png draws a picture; sd35 COMMAND --help tells the rest',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sd35 {release()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -107,12 +118,17 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         if name == chosen:
             module.add_arguments(command)
         command.add_argument("--traceback", action="store_true", help="show where an error arose")
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, called=f"sd35 {name}")
     return parser
 
 
 def _message(error: Exception) -> str:
-    """What went wrong, for a user: every error that is raised on purpose says it in its message."""
+    """What went wrong, for a user: every error that is raised on purpose says it in its message.
+
+    A setting that the message begins with is called by its option, which is what the user wrote.
+    """
+    if isinstance(error, SettingsError) and error.option:
+        return error.option + str(error).removeprefix(error.setting)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, ValueError | OSError | ArithmeticError):

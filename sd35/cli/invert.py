@@ -20,6 +20,7 @@ SUMMARY = "find the noise that a picture was drawn from"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
+    parser.usage = "%(prog)s FILE [PROMPT] -o FILE [options]"
     parser.add_argument("input", type=Path, metavar="FILE", help="a picture, or latents saved as safetensors")
     parser.add_argument("prompt", nargs="?", help="of the picture, where it does not carry its own")
     parser.add_argument(

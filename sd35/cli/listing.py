@@ -49,6 +49,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _cost(evaluations: int | None) -> str:
+    if evaluations is None:
+        return "as many evaluations as it takes"
+    return f"{evaluations} evaluation{'s' * (evaluations > 1)} a step"
+
+
 def names() -> dict[str, dict[str, str]]:
     """By kind, the names that can be chosen, and what each is."""
     import flow
@@ -56,7 +62,10 @@ def names() -> dict[str, dict[str, str]]:
     from ..controls import CONTROL_KINDS
     from ..methods import EDITS
 
-    solvers = {name: f"{one.summary} (order {one.order})" for name, one in flow.SOLVERS.items()}
+    solvers = {
+        name: f"{one.summary} (order {one.order}, {_cost(one.evaluations)})"
+        for name, one in flow.SOLVERS.items()
+    }
     methods = {name: one.summary for name, one in flow.METHODS.items()}
     return {
         "solvers": solvers,

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import SettingsError
-from ..fields import MISSING, Field, Options, default_of, table
+from ..fields import MISSING, Field, default_of, table
+from ..kinds import Options
 
 PROMPTS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5"}
 """Encoders that may have a text of their own."""
@@ -16,7 +17,7 @@ PROMPTS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5"}
 def add_settings(
     parser: argparse.ArgumentParser, title: str, request: type, *, but: Iterable[str] = ()
 ) -> None:
-    """An option for each setting of a request. One that is not given leaves no trace in the arguments.
+    """An option for each setting of a request. One that is not given is not in the arguments.
 
     Args:
         parser: of the command.
@@ -43,7 +44,7 @@ def add_options(group: Any, request: type, names: Iterable[str]) -> None:
 
 
 def _add_option(group: Any, dest: str, name: str, told: Field, default: Any) -> None:
-    spelled = [told.option or f"--{name.replace('_', '-')}", *([told.also] if told.also else [])]
+    spelled = [told.spelled(name), *([told.also] if told.also else [])]
     text = (told.help + (f" (default {shown})" if (shown := _shown(default)) else "")).replace("%", "%%")
     needed = {"required": True} if default is MISSING else {}
     group.add_argument(

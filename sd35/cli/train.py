@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes = parser.add_subparsers(dest="mode", metavar="WHAT", required=True)
     for name, (told, settings, _, _) in MODES.items():
         mode = modes.add_parser(name, help=told, description=told)
+        mode.set_defaults(called=mode.prog)
         way = getattr(methods, settings)
         _add_places(mode, name)
         add_settings(mode, "training", way, but=way.without)
@@ -88,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _add_places(parser: argparse.ArgumentParser, way: str) -> None:
     """What is read and written."""
+    control = " --control-data DIR" if way == "controlnet" else ""
+    parser.usage = f"%(prog)s --data PATH{control} -o DIR [options]"
     what = "prompts, one in each line" if way == "reflow" else "pictures, with captions NAME.txt, ..."
     parser.add_argument("--data", type=Path, required=True, metavar="PATH", help=what)
     if way == "controlnet":

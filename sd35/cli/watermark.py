@@ -22,6 +22,7 @@ SUMMARY = "hide a mark in pictures, and find it again"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
+    parser.usage = "%(prog)s {put PROMPT,find FILE} --key N [options]"
     parser.add_argument("action", choices=["put", "find"], help="draw with a mark, or look for one")
     parser.add_argument("subject", metavar="PROMPT|FILE", help="put: what to draw; find: the picture")
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="of put: the picture")

@@ -27,13 +27,12 @@ from ..prompts import Prompts
 from ..settings import Settings, settings_of
 from ..velocity import Condition, GuidedVelocity, velocity_of
 from .edited import Edited
-from .inputs import NOTHING, Inputs
+from .inputs import NOTHING, Inputs, still_idle
 from .invert import Invert, find_noise, notes_of
 from .source import (
     Data,
     Source,
-    control_inputs,
-    open_source,
+    open_with_inputs,
     same_flow,
     settings_for,
     source_settings,
@@ -104,8 +103,7 @@ class Edit(Editing):
         own, shared = split_by_table(cls, dict(given or {}))
         if source_prompt is not None:
             own["source_prompt"] = source_prompt
-        source = open_source(data, shared)
-        shared, inputs = control_inputs(source, shared)
+        source, shared, inputs = open_with_inputs(data, shared)
         before = source_settings(source, _of_source(source, own, shared))
         target = {name: value for name, value in shared.items() if name in OF_TARGET}
         after = settings_of({"seed": before.seed or 0, **target, "prompts": prompt}, before)
@@ -136,14 +134,11 @@ class Edit(Editing):
         }
         left_out = flow.start_step(self.before.steps, self.strength)
         if "guidance" in given and 0 < self.after.guidance.zero_steps <= left_out:
-            raise SettingsError(
-                f"zero_steps has no effect here: at strength {self.strength:g} the edit begins at step "
-                f"{left_out}, after they have passed: leave it out"
-            )
+            raise still_idle(self.after, self.strength, left_out)
         names, where = idle.get(self.method, ((), ""))
         for name in names:
             if name in given:
-                raise SettingsError(f"{name} has no effect here, only {where}: leave it out")
+                raise fields.idle(self.after, name, where)
 
     @property
     def undoes(self) -> bool:

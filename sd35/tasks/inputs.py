@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import fields
 from ..controls import Control, controls_of
 from ..errors import SettingsError
 from ..fitting import binary, fitted, grey, nearest_size, seam
@@ -225,6 +226,12 @@ def _as_picture(mask: Tensor) -> Tensor:
     return grey(mask).expand(-1, 3, -1, -1)
 
 
+def still_idle(settings: Settings, strength: float, first: int) -> SettingsError:
+    """The error of zero_steps where the first step that is run comes after them all."""
+    where = f"in a run that begins with them; at strength {strength:g} this one begins at step {first}"
+    return fields.idle(settings.guidance, "zero_steps", where)
+
+
 def check_inputs(inputs: Inputs, settings: Settings) -> None:
     """See that pictures fit the settings that go with them.
 
@@ -244,10 +251,7 @@ def check_inputs(inputs: Inputs, settings: Settings) -> None:
         )
     still = settings.guidance.zero_steps
     if 0 < still <= settings.left_out:
-        raise SettingsError(
-            f"zero_steps has no effect here: at strength {settings.strength:g} the first step is "
-            f"{settings.left_out}, after they have passed: leave it out"
-        )
+        raise still_idle(settings, settings.strength, settings.left_out)
     if settings.paste and inputs.mask is not None:
         if inputs.image is not None and inputs.image.shape[1] != 3:
             raise SettingsError("the pixels of latents are not known: paste needs the image as a picture")

@@ -32,9 +32,8 @@ from .inputs import NOTHING, Inputs
 from .source import (
     Data,
     Source,
-    control_inputs,
     differences,
-    open_source,
+    open_with_inputs,
     settings_for,
     source_settings,
     split_by_table,
@@ -66,9 +65,7 @@ class Invert(Inverting):
         super().__post_init__()
         fields.refuse_idle(self, fields.changed(self))
         if self.refine_steps and self.source.image is None:
-            raise SettingsError(
-                "these are latents already: only those of a picture can be refined; leave out refine_steps"
-            )
+            raise fields.idle(self, "refine_steps", "with a picture, and these are latents already")
         if self.undoes:
             self._check_undoing()
             return
@@ -96,8 +93,7 @@ class Invert(Inverting):
         own, of_generation = split_by_table(cls, dict(given or {}))
         if prompt is not None:
             of_generation["prompts"] = prompt
-        source = open_source(data, of_generation)
-        of_generation, inputs = control_inputs(source, of_generation)
+        source, of_generation, inputs = open_with_inputs(data, of_generation)
         settings = source_settings(source, of_generation)
         if noise is None and settings.seed is None:
             noise = source.noise

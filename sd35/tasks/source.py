@@ -153,21 +153,29 @@ def _check_sides(data: Tensor, factor: int = 1) -> None:
         )
 
 
-def control_inputs(source: Source, given: dict[str, Any]) -> tuple[dict[str, Any], Inputs]:
-    """The ControlNets of a source's generation, or those that are given: records in `given`, and pictures.
+def open_with_inputs(data: Data, given: dict[str, Any]) -> tuple[Source, dict[str, Any], Inputs]:
+    """A source, and the ControlNets of its generation or those that are given.
+
+    Args:
+        data: as a user has it.
+        given: settings of a generation by name.
+
+    Returns:
+        The source; `given` with records in place of the pictures of ControlNets; and those pictures.
 
     Raises:
-        SettingsError: as `take_inputs`; or a size is given, and nothing is to be brought to it.
+        OSError: there is no such file.
+        SettingsError: as `open_source` and `take_inputs`; or a size is given, and nothing is to be brought to
+            it.
     """
+    source = open_source(data, given)
     width, height = source.size
     fit = given.get("fit")
     if fit is None and (named := [name for name in ("width", "height") if given.get(name) is not None]):
-        raise SettingsError(
-            f"{', '.join(named)}: that is told by the picture itself; leave it out, or give fit"
-        )
+        raise fields.fault(Settings, named, ": that is told by the picture itself; leave it out, or give fit")
     taken, inputs = take_inputs({**given, "width": width, "height": height}, source.saved)
     left_out = ("width", "height") if inputs.controls else ("width", "height", "fit")
-    return {name: value for name, value in taken.items() if name not in left_out}, inputs
+    return source, {name: value for name, value in taken.items() if name not in left_out}, inputs
 
 
 def source_settings(source: Source, given: dict[str, Any]) -> Settings:
@@ -182,7 +190,7 @@ def source_settings(source: Source, given: dict[str, Any]) -> Settings:
             another size or number; and as `settings_of`.
     """
     if taken := [name for name in NOT_TAKEN if name in given]:
-        raise SettingsError(f"{', '.join(taken)}: that is told by the picture itself; leave it out")
+        raise fields.fault(Settings, taken, ": that is told by the picture itself; leave it out")
     if source.saved is not None:
         settings = settings_of(given, source.saved)
     elif "prompts" in given:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import SettingsError
-from ..fields import Name, Number, Switch, Whole, setting
+from ..fields import setting
+from ..kinds import Name, Number, Switch, Whole
 from .settings import Texts, Training, rate
 
 PICTURES = ("buckets", "caption", "caption_dropout", "flip", "skip_unreadable")

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, TypeVar, get_args
 
 from .. import fields
 from ..errors import SettingsError
-from ..fields import Kind, Name, Number, Switch, Text, Whole, setting
+from ..fields import setting
+from ..kinds import Kind, Name, Number, Switch, Text, Whole
 
 
 def _densities() -> tuple[str, ...]:
@@ -171,7 +172,7 @@ class Training:
         if self.optimizer not in ADAMS and not self.trains_whole:
             raise SettingsError(f"{self.optimizer} is for whole models: choose {' or '.join(ADAMS)}")
         if self.warmup >= self.steps:
-            raise SettingsError(f"warmup of {self.warmup} leaves nothing of {self.steps} steps")
+            raise fields.fault(self, ["warmup"], f" of {self.warmup} leaves nothing of {self.steps} steps")
 
     @property
     def trains_whole(self) -> bool:

@@ -41,10 +41,18 @@ def test_it_reads_what_was_drawn_and_believes_nothing_else(second):
     scenes = [random_scene(generator) for _ in range(40)]
     images = ((draw(scenes, generator) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     for scene, image in zip(scenes, images.permute(0, 2, 3, 1).numpy(), strict=True):
-        assert second.faults(image, scene) == []
         seen = second.see(image)
+        assert second.faults_of_seen(*seen, scene) == []
         for lie in lies(scene):
             assert second.faults_of_seen(*seen, lie), (scene, lie)
+
+
+def test_a_picture_is_held_against_what_was_wanted(second):
+    scene = random_scene(generator := torch.Generator().manual_seed(1))
+    (image,) = ((draw([scene], generator) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    image = image.movedim(0, -1).numpy()
+    assert second.faults(image, scene) == []
+    assert second.faults(image, next(lies(scene)))
 
 
 def test_malformed_shapes_are_unclear(second, malformed):

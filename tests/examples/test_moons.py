@@ -20,7 +20,7 @@ def moons():
 
 
 def test_it_runs_and_draws(moons, tmp_path, capsys):
-    moons.main(["--steps", "60", "--size", "48", "-o", str(tmp_path / "flows.png")])
+    moons.main(["--steps", "60", "--points", "200", "--size", "48", "-o", str(tmp_path / "flows.png")])
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("  ")[0]: line.split()[1:] for line in lines if line}
     assert set(moons.flow.PATHS) | set(moons.flow.SOLVERS) <= set(rows)

@@ -23,7 +23,7 @@ def watermark() -> ModuleType:
 
 @pytest.mark.skipif(not list(TINY.glob("*.safetensors")), reason="the embedded model's weights are not here")
 def test_it_counts_pictures(watermark, capsys) -> None:
-    watermark.main(["--model", "tiny", "--pictures", "1", "--steps", "2", "--batch-size", "2"])
+    watermark.main(["--model", "tiny", "--pictures", "1", "--steps", "2", "--find-steps", "2"])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert {tuple(row[:2]) for row in rows} == set(
         product(("tree rings", "gaussian shading"), ("PNG, 8 bits", "JPEG, quality 90", "JPEG, quality 75"))

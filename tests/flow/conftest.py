@@ -5,7 +5,32 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+
+from flow import PATHS, Path, VPCosine
+
+STORED = {
+    "ot": PATHS["rectified"],
+    "vp_linear_beta": PATHS["vp_linear"],
+    "vp_cosine": PATHS["vp_cosine"],
+    "vp_cosine_iddpm": VPCosine(offset=0.008),
+    "vp_linear_alpha": PATHS["vp_linear_alpha"],
+    "ve": PATHS["ve"],
+}
+"""Paths by their names in the reference data."""
+
+
+@pytest.fixture(scope="session")
+def path_goldens(shared_reference) -> dict[str, Tensor]:
+    """What the peers compute on each path."""
+    return load_file(shared_reference / "training" / "paths.safetensors")
+
+
+@pytest.fixture(params=STORED.items(), ids=STORED)
+def stored(request) -> tuple[str, Path]:
+    """Each path of the reference data, with its name there."""
+    return request.param
 
 
 @dataclass(frozen=True)

@@ -6,54 +6,40 @@ from typing import get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from flow import PATHS, FlowError, Prediction, Rectified, VPCosine, convert, probability_flow, solve
+from flow import PATHS, FlowError, Prediction, Rectified, convert, probability_flow, solve
 
 KINDS = get_args(Prediction)
-STORED = {
-    "ot": PATHS["rectified"],
-    "vp_linear_beta": PATHS["vp_linear"],
-    "vp_cosine": PATHS["vp_cosine"],
-    "vp_cosine_iddpm": VPCosine(offset=0.008),
-    "vp_linear_alpha": PATHS["vp_linear_alpha"],
-    "ve": PATHS["ve"],
-}
 EVERY = [*PATHS.values(), Rectified(0.01)]
 
 
-@pytest.fixture(scope="module")
-def goldens(shared_reference):
-    return load_file(shared_reference / "training" / "paths.safetensors")
-
-
-@pytest.mark.parametrize("name", STORED)
 @pytest.mark.parametrize(
     ("source", "wanted"), list(product(("velocity", "score", "noise", "data"), repeat=2))
 )
-def test_predictions_of_an_exact_model_are_the_references(goldens, name, source, wanted):
+def test_predictions_of_an_exact_model_are_the_references(path_goldens, stored, source, wanted):
     """Of a mixture of two normal distributions, whose four exact predictions are stored."""
-    stored = {"velocity": "mix_velocity", "score": "mix_score", "noise": "mix_noise", "data": "mix_denoised"}
-    for row, sigma in enumerate(goldens["in/level"]):
+    name, path = stored
+    keys = {"velocity": "mix_velocity", "score": "mix_score", "noise": "mix_noise", "data": "mix_denoised"}
+    for row, sigma in enumerate(path_goldens["in/level"]):
         if source == "noise" and wanted != "score" and float(PATHS["rectified"].scales(sigma).data) < 0.01:
             continue  # x is nearly all noise, and what is left of the data is multiplied a thousand times
-        given, expected = (goldens[f"{name}/{stored[kind]}"][row] for kind in (source, wanted))
-        x = goldens["in/probe"]
-        found = convert(given, x, sigma, source=source, target=wanted, path=STORED[name])
+        given, expected = (path_goldens[f"{name}/{keys[kind]}"][row] for kind in (source, wanted))
+        x = path_goldens["in/probe"]
+        found = convert(given, x, sigma, source=source, target=wanted, path=path)
         assert torch.allclose(found, expected, rtol=1e-8, atol=1e-9), float(sigma)
 
 
-def test_v_is_that_of_diffusers_on_its_schedules(goldens):
+def test_v_is_that_of_diffusers_on_its_schedules(path_goldens):
     for name in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        angle = goldens[f"ddpm/{name}/alphas_cumprod"].double().sqrt().acos()
-        data, noise = goldens["in/data"][:1], goldens["in/noise"][:1]
+        angle = path_goldens[f"ddpm/{name}/alphas_cumprod"].double().sqrt().acos()
+        data, noise = path_goldens["in/data"][:1], path_goldens["in/noise"][:1]
         sigma = angle / (math.pi / 2)  # where the quarter circle has the same alpha
         x = torch.cat([PATHS["vp_cosine"].interpolate(data, noise, float(one)) for one in sigma])
         noises = noise.expand(len(x), 2)
         v = convert(noises, x, sigma, source="noise", target="v", path="vp_cosine")
         exact = angle.cos()[:, None] * noise - angle.sin()[:, None] * data
         assert torch.allclose(v, exact, atol=1e-6)
-        assert torch.allclose(v, goldens[f"ddpm/{name}/v_prediction"].double(), atol=2e-3)
+        assert torch.allclose(v, path_goldens[f"ddpm/{name}/v_prediction"].double(), atol=2e-3)
 
 
 @pytest.mark.parametrize("path", EVERY, ids=str)
@@ -121,7 +107,7 @@ def test_at_its_ends_a_path_tells_what_it_can(name, source, wanted, sigma, answe
         assert torch.allclose(found, kinds[answer], atol=1e-5)
 
 
-def test_a_model_that_predicts_noise_is_followed_by_every_solver_of_the_flow(goldens):
+def test_a_model_that_predicts_noise_is_followed_by_every_solver_of_the_flow(path_goldens):
     """Exact noise of Gaussian data on the path of DDPM: the flow ends where the closed form says."""
     path, mean, std = PATHS["vp_linear"], 0.7, 1.4
 
@@ -129,11 +115,11 @@ def test_a_model_that_predicts_noise_is_followed_by_every_solver_of_the_flow(gol
         a, n, _, _ = path.at(sigma, x)
         return n * (x - a * mean) / (a.square() * std**2 + n.square())
 
-    levels = goldens["in/level"].flip(0)
-    start = path.scales(levels[0]).noise * goldens["in/probe"]
+    levels = path_goldens["in/level"].flip(0)
+    start = path.scales(levels[0]).noise * path_goldens["in/probe"]
     dense = torch.linspace(float(levels[0]), float(levels[-1]), 801, dtype=torch.float64)
     end = solve(probability_flow(noise, "noise", path), start, dense, "rk4")
-    assert torch.allclose(end, goldens["vp_linear_beta/gauss_flow_from_last_level"][0], atol=1e-6)
+    assert torch.allclose(end, path_goldens["vp_linear_beta/gauss_flow_from_last_level"][0], atol=1e-6)
 
 
 @pytest.mark.parametrize(

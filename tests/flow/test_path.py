@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from flow import (
     PATHS,
@@ -20,41 +19,26 @@ from flow import (
     target,
 )
 
-STORED = {
-    "ot": PATHS["rectified"],
-    "vp_linear_beta": PATHS["vp_linear"],
-    "vp_cosine": PATHS["vp_cosine"],
-    "vp_cosine_iddpm": VPCosine(offset=0.008),
-    "vp_linear_alpha": PATHS["vp_linear_alpha"],
-    "ve": PATHS["ve"],
-}
-"""Paths by the names of the reference data."""
-EVERY = [*STORED.values(), Rectified(0.01)]
+EVERY = [*PATHS.values(), VPCosine(offset=0.008), Rectified(0.01)]
 
 
-@pytest.fixture(scope="module")
-def goldens(shared_reference):
-    return load_file(shared_reference / "training" / "paths.safetensors")
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_paths_are_the_references(goldens, name):
-    path, sigma = STORED[name], goldens["in/level"]
+def test_paths_are_the_references(path_goldens, stored):
+    (name, path), sigma = stored, path_goldens["in/level"]
     scales = path.scales(sigma)
     for found, key in zip(scales, ("alpha", "noise_scale", "d_alpha", "d_noise_scale"), strict=True):
-        assert torch.allclose(found, goldens[f"{name}/{key}"], rtol=1e-12, atol=1e-15), key
-    data, noise = goldens["in/data"], goldens["in/noise"]
+        assert torch.allclose(found, path_goldens[f"{name}/{key}"], rtol=1e-12, atol=1e-15), key
+    data, noise = path_goldens["in/data"], path_goldens["in/noise"]
     for row, level in enumerate(sigma):
         x = path.interpolate(data, noise, level)
-        assert torch.allclose(x, goldens[f"{name}/x"][row], rtol=1e-12, atol=1e-14)
+        assert torch.allclose(x, path_goldens[f"{name}/x"][row], rtol=1e-12, atol=1e-14)
         velocity = path.target(data, noise, level)
-        assert torch.allclose(velocity, goldens[f"{name}/velocity"][row], rtol=1e-12, atol=1e-14)
+        assert torch.allclose(velocity, path_goldens[f"{name}/velocity"][row], rtol=1e-12, atol=1e-14)
     level, scale = path.straightened(sigma)
-    assert torch.allclose(level, goldens[f"{name}/as_ot_sigma"], rtol=1e-12)
-    assert torch.allclose(scale, goldens[f"{name}/as_ot_scale"], rtol=1e-12)
+    assert torch.allclose(level, path_goldens[f"{name}/as_ot_sigma"], rtol=1e-12)
+    assert torch.allclose(scale, path_goldens[f"{name}/as_ot_scale"], rtol=1e-12)
     f, g2 = path.diffusion(sigma)
-    assert torch.allclose(f, goldens[f"{name}/sde_f"], rtol=1e-11, atol=1e-13)
-    assert torch.allclose(g2, goldens[f"{name}/sde_g2"], rtol=1e-11, atol=1e-13)
+    assert torch.allclose(f, path_goldens[f"{name}/sde_f"], rtol=1e-11, atol=1e-13)
+    assert torch.allclose(g2, path_goldens[f"{name}/sde_g2"], rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("path", EVERY, ids=str)

@@ -43,7 +43,7 @@ PLACES = [f"a large red {what} on a white background" for what in ("circle at th
 
 def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
     wanted = [prompt.replace("red", "blue") for prompt in PLACES]
-    drawn = tiny.generate(PLACES, batch_size=len(PLACES))
+    drawn = tiny.generate(PLACES, steps=14, batch_size=len(PLACES))
     edited = tiny.edit(drawn.state(), wanted, accuracy=1e-2)
     before, after = ([judge.read(np.asarray(image)) for image in one.images] for one in (drawn, edited))
     for was, now, prompt in zip(before, after, wanted, strict=True):
@@ -53,14 +53,14 @@ def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
 
 
 def test_leapfrog_stays_beside_euler(tiny) -> None:
-    velocity = tiny.velocity(PAIRS[:2], batch_size=2)
-    noise = sd35.draw_noise(generators(range(2)), tiny.latents_shape(None, None))
+    velocity = tiny.velocity(PAIRS[0])
+    noise = sd35.draw_noise(generators(range(1)), tiny.latents_shape(None, None))
     table = flow.sigmas(28)
     with torch.inference_mode():
         true = flow.solve(velocity, noise, flow.sigmas(20), "rk4")
         leapfrog, euler = (flow.solve(velocity, noise, table, solver) for solver in ("leapfrog", "euler"))
-    # 48.4 and 48.6 dB.
-    assert flow.closeness(leapfrog, true).total_psnr > flow.closeness(euler, true).total_psnr - 0.5
+    # 51.9 and 48.4 dB.
+    assert flow.closeness(leapfrog, true).total_psnr > flow.closeness(euler, true).total_psnr + 2
 
 
 def test_the_autoencoder_gives_pictures_back(tiny) -> None:

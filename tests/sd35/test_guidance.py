@@ -156,7 +156,7 @@ def test_what_is_out_of_range_is_refused(guidance, words) -> None:
 
 
 def test_what_does_not_fit_the_model_or_the_steps_is_refused_before_anything_is_drawn(pipe) -> None:
-    with pytest.raises(SettingsError, match=r"layers to skip must be in 0 to 1, got \[7, 8, 9\]"):
+    with pytest.raises(SettingsError, match=r"leaves out blocks \[7, 8, 9\], and .* has 0 to 1"):
         pipe.steps(settings(skip_layer="reference"))
     with pytest.raises(SettingsError, match="zero_steps must be fewer than the 6 steps"):
         pipe.steps(settings(zero_steps=6))

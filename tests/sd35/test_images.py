@@ -30,6 +30,7 @@ def test_every_form_of_one_picture_gives_one_image(pipe, tmp_path) -> None:
         ),
         (255 * torch.rand(1, 3, 16, 16), "if white is 255, pass image / 127.5 - 1"),
         (torch.rand(1, 3, 16, 16), r"If white is 1 and black 0, pass 2 \* image - 1"),
+        (torch.linspace(-0.05, 1.06, 768).view(1, 3, 16, 16), "values of -0.05 to 1.06 only. If white is 1"),
         (torch.zeros(3, 16, 16), r"an image must be \(B, 3, H, W\), got \(3, 16, 16\)"),
         (torch.full((1, 3, 16, 16), torch.nan), r"an image must be in \[-1, 1\], got values of nan"),
         ([], "expected a picture"),
@@ -40,6 +41,17 @@ def test_every_form_of_one_picture_gives_one_image(pipe, tmp_path) -> None:
 def test_what_is_no_image_is_refused(pipe, image, message) -> None:
     with pytest.raises(SettingsError, match=message):
         pipe.encode(image)
+
+
+def test_a_picture_about_middle_grey_is_a_picture(pipe) -> None:
+    image = torch.linspace(-0.1, 0.1, 768).view(1, 3, 16, 16)
+    assert pipe.encode(image).shape == (1, 16, 2, 2)
+
+
+def test_a_picture_with_one_dark_pixel_is_a_picture(pipe) -> None:
+    image = torch.ones(1, 3, 16, 16)
+    image[0, 0, 0, 0] = -0.11
+    assert pipe.encode(image).shape == (1, 16, 2, 2)
 
 
 def test_a_picture_as_bright_as_that_is_a_picture(pipe) -> None:

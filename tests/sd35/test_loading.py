@@ -1,10 +1,8 @@
 """From a source to a pipeline: what is checked first, the dtypes of parts, encoders that are left out."""
 
-import copy
 import json
 import os
 import shutil
-from functools import partial
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import flow
-import sd35
 import weights.build
 from sd35 import SettingsError, load, read_settings
 from sd35.cli import main
@@ -293,56 +290,6 @@ def test_the_settings_of_each_task_are_named(pipe) -> None:
         pipe.invert(result.latents, "a", nothing=1)
     with pytest.raises(SettingsError, match=r"no setting nothing; there are precision, method, .* steps, "):
         pipe.edit(result.latents, "b", "a", nothing=1)
-
-
-@pytest.fixture
-def compiling(monkeypatch):
-    """torch.compile without a compiler: graphs are traced, guarded and run as they are."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    torch.compiler.reset()
-
-
-def test_a_compiled_model_draws_the_picture_and_follows_what_is_changed(
-    compiling, model_folder, tmp_path, pipe
-) -> None:
-    options = {"steps": 2, "seed": 1}
-    compiled, eager = load(model_folder, compile=True), load(model_folder)
-    assert "compiled by block" in compiled.notes[0]
-    expected = eager.generate("a", **options)
-    drawn = compiled.generate("a", **options)
-    assert (drawn.image - expected.image).abs().max() < 1e-4
-    assert drawn.settings.made_with["compiled"] == "by block"
-    assert "compiled" not in expected.settings.made_with
-
-    path, generator = "joint_blocks.0.x_block.attn.qkv", torch.Generator().manual_seed(0)
-    down, up = torch.randn(2, 64, generator=generator), torch.randn(192, 2, generator=generator)
-    lora = tmp_path / "lora.safetensors"
-    key = f"lora_unet_{path.replace('.', '_')}"
-    save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, lora)
-    for one in (compiled, eager):
-        one.add_lora(lora, name="style")
-    with_lora = compiled.generate("a", **options).image
-    assert (with_lora - eager.generate("a", **options).image).abs().max() < 1e-4
-    assert (with_lora - drawn.image).abs().max() > 1e-2
-    compiled.remove_lora("style")
-    assert torch.equal(compiled.generate("a", **options).image, drawn.image)
-
-
-def test_parts_of_a_compiled_block_are_seen_while_they_are_watched(compiling, model_folder) -> None:
-    compiled = load(model_folder, compile=True)
-    compiled.generate("a", steps=1)
-    with sd35.attention_maps(compiled.mmdit) as maps:
-        compiled.generate("a", steps=1)
-    assert maps.heatmap("a").isfinite().all()
-    again = copy.deepcopy(compiled)  # of its own weights
-    torch.nn.init.zeros_(again.mmdit.joint_blocks[0].x_block.mlp.fc2.weight)
-    assert not torch.equal(again.generate("a", steps=1).image, compiled.generate("a", steps=1).image)
-
-
-def test_no_compiler_is_told_before_weights_are_read(model_folder, monkeypatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    with pytest.raises(SettingsError, match="compile needs a C"):
-        load(model_folder, compile=True)
 
 
 @pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])

@@ -80,7 +80,8 @@ def test_layers_stay_where_they_are_asked_otherwise(tiny, watched) -> None:
     pipe = replace(tiny, plan=Plan(release=True))
     layer, seen = pipe.mmdit.joint_blocks[0].x_block.adaLN_modulation, []
     handle = layer.register_forward_hook(lambda *_: seen.append(1)) if watched else None
-    options = OPTIONS | {"solver": "euler" if watched else "dopri5"}
+    solver = {"solver": "euler"} if watched else {"solver": "dopri5", "solver_options": {"rtol": 0.3}}
+    options = OPTIONS | solver
     drawn = pipe.generate("a red circle", **options)
     if handle is not None:
         handle.remove()

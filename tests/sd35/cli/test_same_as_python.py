@@ -3,6 +3,7 @@ both make one request, or one refusal."""
 
 import argparse
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -128,6 +129,7 @@ def spelled(task: str, given: dict[str, Any]) -> list[str]:
     return words
 
 
+@cache
 def parser_of(task: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     {"generate": generate, "invert": invert, "edit": edit}[task].add_arguments(parser)

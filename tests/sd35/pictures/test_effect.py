@@ -189,7 +189,7 @@ def test_what_was_drawn_from_a_picture_is_inverted_to_noise_alone_and_that_is_sa
         ({"mask": torch.ones(SIDE, SIDE, dtype=torch.uint8)}, "booleans or floats in"),
         ({"mask": torch.ones(SIDE, 16)}, "they must have one size"),
         ({"mask": torch.ones(SIDE, SIDE), "solver": "sde"}, "draws noise at every step"),
-        ({"strength": 0.3, "guidance": {"zero_steps": 1}}, "after they have passed"),
+        ({"strength": 0.3, "guidance": {"zero_steps": 1}}, "in a run that begins with them"),
         ({"strength": 0.5, "paste": True}, "paste has no effect here, only with a mask"),
         ({"strength": 0.5, "control_rule": "diffusers"}, "only with a ControlNet"),
         ({"strength": 0.5, "control": ("nowhere.safetensors", "nowhere.png")}, "nowhere.png"),

@@ -97,7 +97,9 @@ def test_a_process_that_is_lost_ends_the_run_with_a_line(model_folder, pictures,
     script.write_text(dying)
     ended = launch(2, script, *command[2:], "--steps", 8, "--rank", 2, "--batch-size", 2, "--save-every", 2)
     assert ended.returncode != 0
-    lines = [line for line in ended.stderr.splitlines() if line.startswith("sd35 train: error")]
-    told = "sd35 train: error: another process of this run has ended: go on from the last save with --resume"
-    assert set(lines) <= {told}  # torchrun may end the others before they have said it
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("sd35 train lora: error")]
+    told = "another process of this run has ended: go on from the last save with --resume"
+    assert set(lines) <= {
+        f"sd35 train lora: error: {told}"
+    }  # torchrun may end the others before they have said it
     assert int(load_file(tmp_path / "run" / "state.safetensors")["step"]) == 2
