@@ -19,7 +19,7 @@ from .scenes import Scene, Shape, training_scene
 
 RADII = {1: (0.09, 0.3), 2: (0.09, 0.19)}
 """From the smallest to the largest of a shape that is alone, and of each of two."""
-REACH = 1.25  # radii from the middle of a shape's box to its farthest corner, however it is turned
+REACH = 1.38  # radii from the middle of a shape's box to its farthest corner, a triangle's
 MARGIN = 0.02  # between a shape and the border, and between two
 UPRIGHT_SHARE = 0.5
 KEPT_BACK_ONE_IN = 8
