@@ -3,11 +3,11 @@
     python benchmarks/outline.py                                    # 100 prompts of a kind; minutes
     python benchmarks/outline.py --prompts 8 --strip outline.png    # and a strip of pictures
 
-Four kinds of prompts, each with a drawing and without, from the same noise. Those that tell all are held out
-of the training of model and ControlNet, and the outline is where they say. The others tell kind, colour and
-background, in combinations that the ControlNet never met, and leave open what the outline tells: upright,
-turned, or as Canny's edges of a picture of another colour. The drawings here are polygons of Pillow, and the
-shape in a picture is what differs from the frame's colour: neither is code that training ran.
+Four kinds of prompts, two of them without a drawing as well, from the same noise. Those that tell all are
+held out of the training of model and ControlNet, and the outline is where they say. The others tell kind,
+colour and background, in combinations that the ControlNet never met, and leave open what the outline tells:
+upright, turned, or as Canny's edges of a picture in other colours. The drawings here are polygons of Pillow,
+and the shape in a picture is what differs from the frame's colour: neither is code that training ran.
 
 A shape lies on the outline when its pixels and those within the outline have an intersection over union of
 at least 0.7. It is right when the judge of the tests finds one shape as the prompt has it. A picture that is
@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rows import show
 
 import sd35
-from sd35.device import as_device
+from sd35.device import as_device, as_dtype
 from sd35.noise import seeded
 from sd35.tiny.captions import held_out_prompts, parse
 from sd35.tiny.scenes import PLACES, SIZES, Shape, random_scene
@@ -41,7 +41,8 @@ ON_OUTLINE = 0.7  # intersection over union
 APART = 45  # from the frame's colour, Euclidean in sRGB of 0 to 255, is something else
 LINE = 2  # pixels
 FINER = 4  # drawn so much larger first, for smooth lines
-STRIP = 6  # pictures of the strip
+SHOWN = 3  # pictures on the strip of each of two groups
+TOLD, OPEN, TURNED, EDGES = GROUPS = ("all told", "left open", "left open, turned", "edges of a picture")
 
 Polygons = list[list[tuple[float, float]]]
 Mask = NDArray[np.bool_]
@@ -192,7 +193,8 @@ class Drawer:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.pipe, self.control = sd35.load(args.model, as_device(args.device)), args.control
+        self.pipe = sd35.load(args.model, as_device(args.device), as_dtype(args.dtype))
+        self.control = args.control
         self.options: dict[str, Any] = {
             "steps": args.steps,
             "guidance_scale": args.guidance_scale,
@@ -200,12 +202,33 @@ class Drawer:
             "seed": 0,
         }
 
-    def draw(
-        self, cases: Sequence[Case], drawings: Sequence[Image.Image] | None = None, kind: Any = "raw"
-    ) -> list[Image.Image]:
-        """A picture of each case's prompt, steered by its drawing where there are any."""
-        control = None if drawings is None else sd35.Control(self.control, list(drawings), kind)
+    def draw(self, cases: Sequence[Case], group: "Group | None" = None) -> list[Image.Image]:
+        """A picture of each case's prompt, steered by the drawings of a group where there is one."""
+        control = None
+        if group is not None:
+            control = sd35.Control(self.control, list(group.drawings), group.kind)
         return self.pipe.generate([case.prompt for case in cases], control=control, **self.options).images
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases, where their shapes are to be, and what the ControlNet reads."""
+
+    cases: Sequence[Case]
+    masks: Sequence[Mask]
+    drawings: Sequence[Image.Image]
+    kind: Any = "raw"
+
+
+def group_of(name: str, count: int, drawer: Drawer) -> Group:
+    """The cases of one line of the table."""
+    if name != EDGES:
+        cases = told(count) if name == TOLD else left_open(count, turned=name == TURNED)
+        return Group(cases, [case.filled() for case in cases], [case.drawing() for case in cases])
+    first = told(count)
+    pictures = drawer.draw(first)
+    cases = [replace(case, prompt=prompt) for case, prompt in zip(first, recoloured(first), strict=True)]
+    return Group(cases, [shape_in(np.asarray(picture)) for picture in pictures], pictures, "canny")
 
 
 def counts(
@@ -243,38 +266,20 @@ def save_strip(path: Path, cases: Sequence[Case], images: Sequence[Image.Image])
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw, count, print."""
     args = arguments().parse_args(argv)
-    drawer, lines = Drawer(args), []
-
-    def add(
-        name: str, cases: Sequence[Case], masks: Sequence[Mask], drawings: Sequence[Image.Image], kind: str
-    ) -> tuple[list[Image.Image], list[Image.Image]]:
-        """Two lines of the table, and the pictures that they count."""
-        free, steered = drawer.draw(cases), drawer.draw(cases, drawings, kind)
+    drawer, lines, strip = Drawer(args), [], []
+    for name in args.group or GROUPS:
+        group = group_of(name, args.prompts, drawer)
+        cases, masks = group.cases, group.masks
+        if name in (TOLD, OPEN):
+            free = drawer.draw(cases)
+            lines.append([name, "no", *counts(cases, free, free, masks)])
+        steered = drawer.draw(cases, group)
         upright = [turned_back(one, case) for one, case in zip(steered, cases, strict=True)]
-        lines.append([name, "no", *counts(cases, free, free, masks)])
         lines.append([name, "yes", *counts(cases, steered, upright, masks)])
-        return free, steered
-
-    groups = {
-        "all told": told(args.prompts),
-        "left open": left_open(args.prompts, turned=False),
-        "left open, turned": left_open(args.prompts, turned=True),
-    }
-    drawn = {
-        name: add(name, cases, [one.filled() for one in cases], [one.drawing() for one in cases], "raw")
-        for name, cases in groups.items()
-    }
-    first, pictures = groups["all told"], drawn["all told"][0]
-    again = [replace(case, prompt=prompt) for case, prompt in zip(first, recoloured(first), strict=True)]
-    add("edges of a picture", again, [shape_in(np.asarray(one)) for one in pictures], pictures, "canny")
+        strip += [*zip(group.cases, steered, strict=True)][:SHOWN] if name in (OPEN, TURNED) else []
     show(("prompts", "with a drawing", "on the outline", "median overlap", "right", "both"), lines)
     if args.strip is not None:
-        shown = [
-            (case, image)
-            for name in ("left open", "left open, turned")
-            for case, image in [*zip(groups[name], drawn[name][1], strict=True)][: STRIP // 2]
-        ]
-        save_strip(args.strip, *zip(*shown, strict=True))
+        save_strip(args.strip, *zip(*strip, strict=True))
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -285,6 +290,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--control", default="outline", help="the ControlNet")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default=None, help="default: the device's own")
+    parser.add_argument("--group", action="append", choices=GROUPS, help="may be repeated (default: all)")
     parser.add_argument("--prompts", type=int, default=100, help="of each kind")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--guidance-scale", "--cfg", type=float, default=4.5)

@@ -44,8 +44,8 @@ from .transformer import JITTER, SHORT, half_encoder, padded_ids
 from .vocabulary import Tokenizers
 
 TRAINING = ControlNetTraining(
-    steps=3600,
-    batch_size=32,
+    steps=2400,
+    batch_size=16,
     learning_rate=1e-3,
     optimizer="muon",
     weight_decay=0.0,
