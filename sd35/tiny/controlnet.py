@@ -1,7 +1,11 @@
 """The embedded model's ControlNet, which reads a drawing of outlines: how it was made, and is made again.
 
-    python -m sd35.tiny.controlnet --output runs/outline            # an hour of one core; can be stopped
+    python -m sd35.tiny.controlnet --output runs/outline            # can be stopped
     python -m sd35.tiny.controlnet --output runs/outline --resume   # goes on, to the same weights
+
+The shipped weights, `weights/outline`, are controlnet.safetensors of that folder: 1,900 steps of 16 pictures, of
+3,072 in all, in 18 minutes of one core (Intel Xeon with AMX, torch 2.13): 4.5 to paint and encode the pictures
+and 13.2 to train. `--steps` takes the same run further.
 
 It is a ControlNet of the released kind, trained as `sd35 train controlnet --control-type canny` trains one:
 the net, the loss and the loop are the same. Only its pictures are painted, not read from a folder. One in
@@ -44,7 +48,7 @@ from .transformer import JITTER, SHORT, half_encoder, padded_ids
 from .vocabulary import Tokenizers
 
 TRAINING = ControlNetTraining(
-    steps=2400,
+    steps=1900,
     batch_size=16,
     learning_rate=1e-3,
     optimizer="muon",

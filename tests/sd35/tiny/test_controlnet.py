@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,8 @@ def test_it_is_small_and_whole() -> None:
 def test_its_name_holds_beside_a_folder_of_that_name(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outline").mkdir()
-    picture = Image.new("RGB", (SIDE, SIDE))
+    picture = tmp_path / "lines.png"
+    Image.new("RGB", (SIDE, SIDE)).save(picture)
     assert sd35.Control("outline", picture).recorded.source == "outline"
     assert sd35.Control("./outline", picture).recorded.source == str(tmp_path / "outline")
     assert weights.load_controlnet("outline").config.dim == 192
@@ -131,14 +133,11 @@ def test_a_shape_goes_where_it_is_drawn() -> None:
         drawings.append(lines)
         filled.append(np.asarray(area) > 0)
     pipe = sd35.load("tiny")
-    settings = {"steps": STEPS, "seed": 3, "batch_size": 3}
+    settings: dict[str, Any] = {"steps": 6, "seed": 3, "batch_size": 3}
     steered = pipe.generate(prompts, control=sd35.Control("outline", drawings), **settings).images
     free = pipe.generate(prompts, **settings).images
     assert min(map(overlap, steered, filled)) > 0.7
     assert max(map(overlap, free, filled)) < 0.4
-
-
-STEPS = 6
 
 
 def overlap(picture: Image.Image, area: np.ndarray) -> float:
