@@ -3,9 +3,9 @@
     python -m sd35.tiny.controlnet --output runs/outline            # can be stopped
     python -m sd35.tiny.controlnet --output runs/outline --resume   # goes on, to the same weights
 
-The shipped weights, `weights/outline`, are controlnet.safetensors of that folder: 1,900 steps of 16 pictures, of
-3,072 in all, in 18 minutes of one core (Intel Xeon with AMX, torch 2.13): 4.5 to paint and encode the pictures
-and 13.2 to train. `--steps` takes the same run further.
+The shipped weights, `weights/outline`, are controlnet.safetensors of that folder: 1,900 steps of 16 pictures,
+drawn from 3,072, in 18 minutes of one core (Intel Xeon with AMX, torch 2.13): 4.5 to paint and encode the
+pictures and 13.2 to train. `--steps` takes the same run further.
 
 It is a ControlNet of the released kind, trained as `sd35 train controlnet --control-type canny` trains one:
 the net, the loss and the loop are the same. Only its pictures are painted, not read from a folder. One in
