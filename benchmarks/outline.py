@@ -259,7 +259,7 @@ def save_strip(path: Path, cases: Sequence[Case], images: Sequence[Image.Image])
         words = "\n".join(textwrap.wrap(case.prompt, 22))
         ImageDraw.Draw(sheet).multiline_text((left, SIDE + 8), words, "black", font, spacing=2)
         sheet.paste(image, (left, SIDE + text + 4))
-    sheet.quantize(128).save(path, optimize=True)
+    sheet.save(path, optimize=True)
 
 
 @torch.no_grad()
