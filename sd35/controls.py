@@ -26,7 +26,8 @@ class Control:
         pipe.generate("a house", control=sd35.Control("canny.safetensors", "edges.png", scale=0.8))
 
     Attributes:
-        source: a file, a folder or owner/name on the Hub; or a module, as `weights.load_controlnet` gives it.
+        source: a file, a folder or owner/name on the Hub; "outline", which ships for the embedded model; or a
+            module, as `weights.load_controlnet` gives it.
         image: the picture in any form, one for all images or a list of one for each.
         kind: what is made of the picture; `CONTROL_KINDS` tells them.
         scale: strength; 1 is full.
@@ -91,9 +92,7 @@ class Control:
     @property
     def recorded(self) -> "Control":
         """With nothing but what can be written down."""
-        is_name = isinstance(self.source, str | Path)
-        path = Path(self.source).expanduser() if is_name else None
-        source = "" if path is None else str(path.absolute()) if path.exists() else str(self.source)
+        source = _place_of(self.source) if isinstance(self.source, str | Path) else ""
         mask = None if self.mask is None else Pictures().check("the mask of a control", self.mask)
         image = Pictures().check("the picture of a control", self.image)
         return replace(self, source=source, image=image, mask=mask)
@@ -114,6 +113,14 @@ class Control:
 
     def __str__(self) -> str:
         return f"{self.source or 'a ControlNet that was given in memory'} at scale {self.scale:g}"
+
+
+def _place_of(source: str | Path) -> str:
+    """A ControlNet by a name that is good in every folder: an absolute path for what is on this machine."""
+    from weights.source import EMBEDDED  # when a picture is drawn: torch takes seconds
+
+    path = Path(source).expanduser()
+    return str(path.absolute()) if source not in EMBEDDED and path.exists() else str(source)
 
 
 @dataclass(frozen=True)

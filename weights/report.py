@@ -14,7 +14,7 @@ from .fetch import what_to_fetch
 from .load_into import projection_distance
 from .packed.blocks import BLOCKS
 from .recognise import named
-from .source import TINY, TOKENIZERS, Source, resolve
+from .source import EMBEDDED, TOKENIZERS, Source, resolve
 from .variants import describe
 
 NEEDED = ("mmdit", "vae", "clip_l", "clip_g", "t5")
@@ -117,8 +117,9 @@ def _report(component: Component, *, values: bool) -> ComponentReport:
     variant, decided = "unknown", component.decided
     if not misfits:
         variant, decided = describe(component, build_component(component))
-    if component.unit.folder.name == "tiny" and TINY.is_dir():
-        variant = "tiny"
+    name = component.unit.folder.name
+    if name in EMBEDDED and EMBEDDED[name].is_dir():
+        variant = name
     return ComponentReport(
         part=component.part,
         variant=variant,

@@ -17,6 +17,9 @@ from .unit import units_of
 TINY = Path(__file__).parent / "tiny"
 """The embedded model, in the layout of an official folder."""
 
+EMBEDDED: Mapping[str, Path] = {"tiny": TINY, "outline": TINY.parent / "outline"}
+"""What ships with the project, by name: the embedded model, and a ControlNet for it that reads outlines."""
+
 PLACES: Mapping[str, tuple[str, ...]] = {
     "mmdit": ("", "transformer"),
     "vae": ("vae", ""),
@@ -105,8 +108,8 @@ def resolve(source: str | Path, parts: Collection[str] | None = None) -> Source:
     """Find out what a source holds, from file names and headers; no weights are read.
 
     Args:
-        source: "tiny" (the embedded model; a folder of that name is "./tiny"), a .safetensors or .gguf
-            file, a folder in the official or the diffusers layout, or on the Hub "owner/name",
+        source: "tiny" or "outline" (see `EMBEDDED`; a folder of that name is "./tiny"), a .safetensors or
+            .gguf file, a folder in the official or the diffusers layout, or on the Hub "owner/name",
             "owner/name@revision", "owner/name/file.safetensors" and both together.
         parts: look for these only; None means all.
 
@@ -150,8 +153,8 @@ def _tokenizers(folder: Folder) -> dict[str, str]:
 
 def open_source(source: str | Path) -> Folder:
     """Tell what kind of source a name is, and open it as a folder; raises as `resolve` does."""
-    if source == "tiny":
-        return LocalFolder(TINY, name="tiny")
+    if source in EMBEDDED:
+        return LocalFolder(EMBEDDED[str(source)], name=str(source))
     path = Path(source).expanduser()
     if path.is_dir():
         return LocalFolder(snapshot_of(path), name=str(path))

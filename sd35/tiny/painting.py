@@ -93,29 +93,63 @@ def paint(table: Tensor, offsets: Tensor, grain: Tensor, *, size: int = SIZE) ->
     Returns:
         Images, (B, 3, S, S) in [-1, 1].
     """
-    table = table.long()
-    world = _world(table.device)
-    shapes, ground = table[:, :8].unflatten(1, (2, 4)), world.backgrounds[table[:, 8]]
-    present = shapes[:, :, 0] != ABSENT  # (B, 2)
-    kind, colour, size_word, place = shapes.clamp(min=0).unbind(dim=2)
-    spread = torch.where(present.all(dim=1), PAIR_SPREAD, 1.0)[:, None, None]  # (B, 1, 1)
-    x, y = (spread * world.places[place] + POSITION_JITTER * offsets[:, :, :2]).unbind(dim=2)  # (B, 2) each
-    radius = world.sizes[size_word] * (1 + SIZE_JITTER * offsets[:, :, 2])
+    return coloured(table, distances(layout_of(table, offsets), size), grain)
 
-    axis = (torch.arange(size, device=table.device) + 0.5) / size - 0.5
-    unit = radius.flatten()[:, None, None]
-    u = (axis - x.flatten()[:, None])[:, None, :] / unit  # (2B, 1, S)
-    v = (axis - y.flatten()[:, None])[:, :, None] / unit  # (2B, S, 1)
-    distance = torch.ones((), device=table.device)
+
+class Layout(NamedTuple):
+    """Where the shapes of scenes lie, (B, 2) each; lengths are fractions of the picture's side."""
+
+    kind: Tensor  # the place in KINDS; ABSENT where there is no second shape
+    x: Tensor  # of the middle of the shape's box, to the right of the picture's centre
+    y: Tensor  # down from it
+    radius: Tensor
+    angle: Tensor | None = None  # by which it is turned about that middle, in radians, clockwise
+
+
+def layout_of(table: Tensor, offsets: Tensor) -> Layout:
+    """Where a table's words and these offsets, as in `paint`, put its shapes."""
+    world = _world(table.device)
+    kind, _, size_word, place = table.long()[:, :8].unflatten(1, (2, 4)).unbind(dim=2)  # (B, 2) each
+    spread = torch.where((kind != ABSENT).all(dim=1), PAIR_SPREAD, 1.0)[:, None, None]  # (B, 1, 1)
+    x, y = (spread * world.places[place.clamp(min=0)] + POSITION_JITTER * offsets[:, :, :2]).unbind(dim=2)
+    return Layout(kind, x, y, world.sizes[size_word.clamp(min=0)] * (1 + SIZE_JITTER * offsets[:, :, 2]))
+
+
+def distances(layout: Layout, size: int = SIZE) -> Tensor:
+    """How far each pixel is from the edge of each shape, in pixels: (B, 2, S, S), negative inside.
+
+    Of a shape that is absent, everything is infinitely far.
+    """
+    axis = (torch.arange(size, device=layout.x.device) + 0.5) / size - 0.5
+    unit = layout.radius.flatten()[:, None, None]
+    u = (axis - layout.x.flatten()[:, None])[:, None, :] / unit  # (2B, 1, S)
+    v = (axis - layout.y.flatten()[:, None])[:, :, None] / unit  # (2B, S, 1)
+    if layout.angle is not None:
+        cos, sin = (turn.flatten()[:, None, None] for turn in (layout.angle.cos(), layout.angle.sin()))
+        u, v = cos * u + sin * v, cos * v - sin * u  # (2B, S, S) each
+    kind = layout.kind.flatten()[:, None, None]
+    distance = torch.full((), torch.inf, device=unit.device)
     for number, outline in enumerate(KINDS.values()):
-        distance = torch.where((kind.flatten() == number)[:, None, None], outline(u, v), distance)
+        distance = torch.where(kind == number, outline(u, v) * unit * size, distance)
+    return distance.unflatten(0, (-1, 2))
+
+
+def coloured(table: Tensor, distance: Tensor, grain: Tensor) -> Tensor:
+    """Paint what lies within these distances, as `distances` gives them, in the colours of a table.
+
+    Args:
+        table: (B, 9); of its words, those of colours count.
+        distance: (B, 2, S, S), in pixels.
+        grain: as in `paint`.
+    """
+    table, world = table.long(), _world(table.device)
+    ground = world.backgrounds[table[:, 8]]  # (B, 3)
     # A pixel is covered by what lies within half a pixel of the edge: one step of smoothness.
-    cover = (0.5 - distance * unit * size).clamp(0, 1).unflatten(0, (-1, 2))  # (B, 2, S, S)
-    cover = cover * present[:, :, None, None]
+    cover = (0.5 - distance).clamp(0, 1)  # (B, 2, S, S)
     # Shapes of one scene never overlap, so that adding their differences paints both.
-    change = world.colours[colour] - ground[:, None]  # (B, 2, 3)
+    change = world.colours[table[:, [1, 5]].clamp(min=0)] - ground[:, None]  # (B, 2, 3)
     image = ground[:, :, None, None] + torch.einsum("bnhw,bnc->bchw", cover, change)
-    field = F.interpolate(grain, size=(size, size), mode="bicubic", align_corners=False)
+    field = F.interpolate(grain, size=tuple(distance.shape[2:]), mode="bicubic", align_corners=False)
     return (image + field).clamp(-1, 1)
 
 
