@@ -63,11 +63,9 @@ def other_processor() -> Callable:
 
 @pytest.fixture(scope="session")
 def original_frequencies(shared_reference: Path) -> Tensor:
-    """The frequencies of the sinusoids, (128,), as the processor had them that the activations were made on."""
+    """The sinusoids' frequencies, (128,), as the processor had them that made the activations."""
     with safe_open(shared_reference / "parity" / "tables.safetensors", "pt") as file:
-        return frequencies(
-            file.get_tensor("timestep/in").float(), file.get_tensor("timestep/embedding256")
-        )
+        return frequencies(file.get_tensor("timestep/in").float(), file.get_tensor("timestep/embedding256"))
 
 
 @pytest.fixture(scope="session")
