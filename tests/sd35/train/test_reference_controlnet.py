@@ -150,7 +150,7 @@ def test_three_steps_of_a_controlnet_are_the_scripts(
     assert len(theirs) == {"8b": 12, "joint": 20}[kind]
     steps = [{name: ours(name, kind, one) for name in theirs} for one in gradients]
     found = {name: ours(name, kind, parameters) for name in theirs}
-    # Gradients as small as 2e-8, near AdamW's eps, move `to_add_out.bias` by their rounding, and others with it.
+    # Gradients as small as 2e-8, near AdamW's eps, move `to_add_out.bias` by their rounding.
     later = 3e-5 if kind == "joint" else None
     whole = peers.assert_weights(found, theirs, steps, told["lr"], dtype, later=later)
     assert whole < {"8b": 2e-6, "joint": 2e-5}[kind]
