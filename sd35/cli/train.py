@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         "progress": sys.stderr.isatty(),
     }
     given = given_settings(args, getattr(methods, settings))
-    from ..train.world import joined
+    from ..train.ending import joined
 
     given |= {name: vars(args)[name] for name in ("class_data", "control_data") if name in vars(args)}
     with joined() as is_main:

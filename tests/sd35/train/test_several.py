@@ -111,25 +111,38 @@ def test_ten_steps_of_a_picture_are_those_of_one_process(folder, several, dtype,
         assert difference.norm() < limit * found[f"{theirs} {dtype}"].norm(), ours
 
 
-def test_a_process_that_is_lost_ends_the_run_with_a_line(model_folder, pictures, tmp_path) -> None:
-    command = ("-m", "sd35", "train", "lora", "-m", model_folder, "--data", pictures, "-o", tmp_path / "run")
-    dying = (
-        "import os, sys, sd35.train.loop as loop; real = loop.save_state\n"
-        "def save(*a): real(*a); os.environ['RANK'] == '1' or None\n"
-        "from sd35.train.world import World; average = World.average\n"
-        "calls = []\n"
-        "def dies(self, tensors):\n"
-        "    calls.append(1)\n"
-        "    if self.rank == 1 and len(calls) == 4: os._exit(9)\n"
-        "    average(self, tensors)\n"
-        "World.average = dies\n"
-        "from sd35.cli import main; sys.exit(main(sys.argv[1:]))\n"
-    )
-    script = tmp_path / "dying.py"
-    script.write_text(dying)
-    ended = launch(2, script, *command[2:], "--steps", 8, "--rank", 2, "--batch-size", 2, "--save-every", 2)
+DYING = """
+import os, sys
+from sd35.train.loop import Learner
+
+update = Learner.update
+
+def dies(self, step):
+    if step == 3 and self.world.is_main:
+        os.kill(os.getpid(), 9)
+    update(self, step)
+
+Learner.update = dies
+from sd35.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_is_killed_ends_the_run_with_a_line(model_folder, pictures, tmp_path) -> None:
+    """Even the main one, which writes; what it had saved goes on in one."""
+    script, run = tmp_path / "dying.py", tmp_path / "run"
+    script.write_text(DYING)
+    given = ("-m", model_folder, "--data", pictures, "-o", run, "--device", "cpu")
+    settings = ("--steps", 8, "--batch-size", 2, "--save-every", 2, "--schedule", "constant")
+    ended = launch(2, script, "train", "full", *given, *settings)
     assert ended.returncode != 0
-    lines = [line for line in ended.stderr.splitlines() if line.startswith("sd35 train: error")]
-    told = "sd35 train: error: another process of this run has ended: go on from the last save with --resume"
-    assert set(lines) <= {told}  # torchrun may end the others before they have said it
-    assert int(load_file(tmp_path / "run" / "state.safetensors")["step"]) == 2
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("sd35 train")]
+    told = "another process of this run has ended: go on from the last save with --resume"
+    assert lines == [f"sd35 train: error: {told}"]
+    left = {path.name for path in run.iterdir()}
+    assert left == {"cache", "log.csv", "model.safetensors", "state.safetensors"}
+    assert int(load_file(run / "state.safetensors")["step"]) == 2
+    places = {"resume": True, "device": "cpu"}
+    sd35.train_full(model_folder, pictures, run, places=places, steps=3, batch_size=2, schedule="constant")
+    assert int(load_file(run / "state.safetensors")["step"]) == 3
