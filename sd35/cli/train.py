@@ -5,7 +5,6 @@ A run writes its result, its state and log.csv into the output folder, and goes 
 """
 
 import argparse
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         "resume": args.resume,
         "device": args.device,
         "dtype": args.dtype,
-        "progress": sys.stderr.isatty(),
+        "progress": True,
     }
     given = given_settings(args, getattr(methods, settings))
     from ..train.ending import joined

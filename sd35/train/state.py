@@ -36,7 +36,7 @@ def identity_of(kind: str, training: Training, **made_of: str) -> dict[str, Any]
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
     """Write the state after a step over the one before, whole or not at all."""
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(folder / FILE, overwrite=True) as temporary:
         save_file(whole | _about(step, identity), temporary)
 

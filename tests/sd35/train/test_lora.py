@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 import sd35
 from sd35 import SettingsError, add_lora, train_lora
 from sd35.train import loop
+from sd35.train.course import DivergedError
 from sd35.train.fresh import fresh_lora, save_lora
-from sd35.train.loop import DivergedError
 from sd35.train.targets import TEXT_TARGETS, target_paths
 
 
