@@ -1,11 +1,11 @@
 """What a training run says it will take of memory, beside what it took: real runs of the command line.
 
-    python benchmarks/training_memory.py                 blocks of medium's width, 8 GB and some minutes
+    python benchmarks/training_memory.py                 blocks of medium's width, 3 GB and some minutes
     python benchmarks/training_memory.py --small         the embedded model: whether everything runs
 
 Each row is a process, `sd35 train ... --steps 2`, whose pictures and captions are in the cache already. Its
-peak is the largest of its resident sizes, looked at fifty times a second, less that of a process which has
-loaded everything but the model. Prints Markdown.
+peak is the largest of its resident sizes from the moment that it says what it will take, looked at fifty
+times a second, less that of a process which has loaded everything but the model. Prints Markdown.
 """
 
 import argparse
@@ -30,18 +30,19 @@ from mmdit import MMDiT, MMDiTConfig
 from sd35.bench.parts import VARIANTS, random_module
 
 ROWS: dict[str, tuple[int, int, tuple[str, ...]]] = {
-    "LoRA of rank 16": (4, 512, ("lora",)),
-    "LoRA, checkpointed": (4, 512, ("lora", "--checkpoint-blocks")),
-    "LoRA, bfloat16": (4, 256, ("lora", "--dtype", "bfloat16")),
+    "LoRA of rank 16": (2, 512, ("lora",)),
+    "LoRA, checkpointed": (2, 512, ("lora", "--checkpoint-blocks")),
+    "LoRA, bfloat16": (2, 256, ("lora", "--dtype", "bfloat16")),
     "ControlNet of one block": (2, 256, ("controlnet",)),
     "ControlNet, checkpointed": (2, 256, ("controlnet", "--checkpoint-blocks")),
-    "all weights": (2, 256, ("full",)),
-    "all weights, checkpointed": (2, 256, ("full", "--checkpoint-blocks")),
+    "all weights": (1, 256, ("full",)),
+    "all weights, checkpointed": (1, 256, ("full", "--checkpoint-blocks")),
     "all weights, average": (1, 256, ("full", "--ema", "0.99")),
-    "all weights, bfloat16": (2, 256, ("full", "--dtype", "bfloat16")),
+    "all weights, bfloat16": (1, 256, ("full", "--dtype", "bfloat16")),
     "all weights, Muon, two micro-batches": (1, 256, ("full", "--optimizer", "muon", "--accumulate", "2")),
 }
 """Name to blocks, side of the picture, and options."""
+SAID = "about"
 MODULES = "sd35.cli.train, sd35.train.full, sd35.train.lora, sd35.train.controlnet, torch._dynamo"
 
 
@@ -100,7 +101,7 @@ def measured(folder: Path, options: tuple[str, ...], side: int) -> tuple[float, 
     more = control if "controlnet" in options else ()
     peak, told = train(folder, *options, *more, "--cache", str(cache), "--steps", "2", *given)
     base, _ = ran([sys.executable, "-c", f"import {MODULES}"])
-    said = re.search(r"about ([\d.]+) GB", told)
+    said = re.search(rf"{SAID} ([\d.]+) GB", told)
     assert said is not None, told
     return float(said[1]), peak - base
 
@@ -108,19 +109,20 @@ def measured(folder: Path, options: tuple[str, ...], side: int) -> tuple[float, 
 def train(folder: Path, *options: str) -> tuple[float, str]:
     """Run the command into a new folder."""
     output = tempfile.mkdtemp(dir=folder)
-    return ran([sys.executable, "-m", "sd35", "train", *options, "--output", output])
+    return ran([sys.executable, "-m", "sd35", "train", *options, "--output", output], SAID)
 
 
-def ran(command: list[str]) -> tuple[float, str]:
-    """The peak of a process's memory in GB, and what it said."""
+def ran(command: list[str], until: str = "") -> tuple[float, str]:
+    """The peak of a process's memory in GB from the moment that it says something, and all that it said."""
     root = Path(__file__).resolve().parents[1]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     peak = 0
-    with tempfile.TemporaryFile("w+") as told:
+    with tempfile.NamedTemporaryFile("w+") as told:
         process = subprocess.Popen(command, env=environment, stderr=told, stdout=subprocess.DEVNULL)
         while process.poll() is None:
             pages = Path(f"/proc/{process.pid}/statm").read_text().split()
-            peak = max(peak, int(pages[1]) if pages else 0)
+            begun = until in Path(told.name).read_text()
+            peak = max(peak, int(pages[1]) if pages and begun else 0)
             time.sleep(0.02)
         told.seek(0)
         text = told.read()

@@ -85,9 +85,13 @@ def memory_of(
     one = kept / depth
     if training.checkpoint_blocks:  # the inputs of each block, and all of one
         kept = one + batch * depth * (tokens + text) * mmdit.config.dim * size
+    # On a card torch's AdamW takes all weights at once, and holds the roots of their second moments.
+    roots = count if mmdit.pos_embed.is_cuda and training.optimizer == "adamw" else 0
     held = {*mmdit.parameters(), *parameters.values()}
     weights = sum(parameter.numel() * parameter.element_size() for parameter in held)
-    return Memory(weights, count * each + 4 * narrow, 4 * count, kept + one, training.accumulate > 1)
+    return Memory(
+        weights, count * each + 4 * narrow, 4 * (count + roots), kept + one, training.accumulate > 1
+    )
 
 
 def _kept(mmdit: MMDiT, predict: Predict, side: int, tokens: int) -> float:
