@@ -78,30 +78,31 @@ def memory_of(
     patch = 8 * mmdit.config.patch_size
     width, height, text = largest
     tokens, batch = width * height / patch**2, training.batch_size
-    low, high = (_kept(mmdit, predict or mmdit, side, text) for side in SIDES)
+    held = {*mmdit.parameters(), *parameters.values()}
+    low, high = (_kept(mmdit, predict or mmdit, side, text, held) for side in SIDES)
     slope = (high - low) / (SIDES[1] ** 2 - SIDES[0] ** 2)
     kept = batch * (low + slope * (tokens - SIDES[0] ** 2))
     depth, size = mmdit.config.depth, next(mmdit.parameters()).element_size()
     one = kept / depth
     if training.checkpoint_blocks:  # the inputs of each block, and all of one
         kept = one + batch * depth * (tokens + text) * mmdit.config.dim * size
-    # On a card torch's AdamW takes all weights at once, and holds the roots of their second moments.
-    roots = count if mmdit.pos_embed.is_cuda and training.optimizer == "adamw" else 0
-    held = {*mmdit.parameters(), *parameters.values()}
+    # What an optimizer needs beside gradients while it steps: Muon for the products of its matrices, and on a
+    # card torch's AdamW, which takes all weights at once, for the roots of their second moments.
+    beside = 8 if training.optimizer == "muon" else 4 * mmdit.pos_embed.is_cuda
     weights = sum(parameter.numel() * parameter.element_size() for parameter in held)
     return Memory(
-        weights, count * each + 4 * narrow, 4 * (count + roots), kept + one, training.accumulate > 1
+        weights, count * each + 4 * narrow, (4 + beside) * count, kept + one, training.accumulate > 1
     )
 
 
-def _kept(mmdit: MMDiT, predict: Predict, side: int, tokens: int) -> float:
-    """Bytes that a forward of one sample keeps for its gradients, parameters aside."""
+def _kept(mmdit: MMDiT, predict: Predict, side: int, tokens: int, held: set[nn.Parameter]) -> float:
+    """Bytes that a forward of one sample keeps for its gradients, the parameters that are held aside."""
     config, device = mmdit.config, mmdit.pos_embed.device
     sides = min(side, config.pos_embed_size) * config.patch_size
     latents = torch.zeros(1, config.channels, sides, sides, device=device)
     context = torch.zeros(1, tokens, config.context_dim, device=device)
     pooled = torch.zeros(1, config.pooled_dim, device=device)
-    with _counted({one.untyped_storage().data_ptr() for one in mmdit.parameters()}) as storages:
+    with _counted({one.untyped_storage().data_ptr() for one in held}) as storages:
         predict(latents, torch.ones(1, device=device), context, pooled)
     return sum(storages.values())
 
