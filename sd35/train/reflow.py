@@ -105,7 +105,7 @@ def make_pairs(session: Session, training: ReflowTraining, mmdit: MMDiT, prompts
     shape = (mmdit.config.channels, height // factor, width // factor)
     empty = session.encode(EMPTY)
     for number in bar(missing, shown=session.places.progress and session.world.is_main, desc=FOLDER):
-        cond = session.encode(prompts[number % len(prompts)])
+        cond = session.encode(prompts[int(number) % len(prompts)])
         velocity = flow.guided(
             lambda x, sigma, cond=cond: mmdit(x, sigma, *cond),
             lambda x, sigma: mmdit(x, sigma, *empty),
