@@ -30,6 +30,7 @@ from gpu_models import SMALL, Sizes  # noqa: E402
 from gpu_peers import diffusers  # noqa: E402
 from gpu_report import Report  # noqa: E402
 from gpu_rows import Bench, autoencoder, compiled, free, generation, text_encoders, transformer  # noqa: E402
+from gpu_training import training  # noqa: E402
 
 LATE = 6.0
 """Seconds after the end at which a row that does not return is left, and the table printed without it."""
@@ -66,6 +67,7 @@ SECTIONS = [
     Section("fp8", fp8, 4),
     Section("compiled", compiled, 30),
     Section("text", text_encoders, 6),
+    Section("training", training, 60),
     Section("fp8-compiled", fp8_compiled, 30, cuda=True),
     Section("large-512", _transformer("large", "fewer_pixels"), 4),
     Section("tests", gpu_tests, 12, cuda=True),

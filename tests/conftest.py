@@ -62,7 +62,14 @@ def other_processor() -> Callable:
 
 
 @pytest.fixture(scope="session")
-def original_sinusoids(shared_reference: Path) -> Callable[[Tensor], Sinusoids]:
+def original_frequencies(shared_reference: Path) -> Tensor:
+    """The sinusoids' frequencies, (128,), as the processor had them that made the activations."""
+    with safe_open(shared_reference / "parity" / "tables.safetensors", "pt") as file:
+        return frequencies(file.get_tensor("timestep/in").float(), file.get_tensor("timestep/embedding256"))
+
+
+@pytest.fixture(scope="session")
+def original_sinusoids(shared_reference: Path, original_frequencies: Tensor) -> Callable[[Tensor], Sinusoids]:
     """The sinusoids of noise levels as they were where the original implementation ran.
 
     Those of ten timesteps are stored. Of others they are computed from the same frequencies, which the stored
@@ -70,17 +77,34 @@ def original_sinusoids(shared_reference: Path) -> Callable[[Tensor], Sinusoids]:
     """
     with safe_open(shared_reference / "parity" / "tables.safetensors", "pt") as file:
         timestep, values = file.get_tensor("timestep/in"), file.get_tensor("timestep/embedding256")
-    omega = frequencies(timestep.float(), values)
 
     def of(sigma: Tensor) -> Sinusoids:
+        computed = sinusoids_of(sigma, original_frequencies)
         wanted = (1000 * sigma.double()).float()
-        angles = (wanted[:, None] * omega).double()
-        computed = torch.cat([angles.cos(), angles.sin()], dim=1).float()
         for row, found in zip(values, timestep, strict=True):
             computed[wanted == found] = row
         return Sinusoids(sigma, computed)
 
     return of
+
+
+@pytest.fixture(scope="session")
+def training_sinusoids(original_frequencies: Tensor) -> Callable[[Tensor], Sinusoids]:
+    """The same where the peers' training scripts ran, on another processor."""
+    moved = original_frequencies.clone()
+    for index, units in TRAINING_FREQUENCIES.items():
+        moved.view(torch.int32)[index] += units
+    return lambda sigma: Sinusoids(sigma, sinusoids_of(sigma, moved))
+
+
+TRAINING_FREQUENCIES = {12: -1, 13: 1, 44: 1, 106: -1, 119: 1, 126: -1}
+"""Index of a frequency to the units in the last place by which that processor's exp gave another one."""
+
+
+def sinusoids_of(sigma: Tensor, omega: Tensor) -> Tensor:
+    """Of noise levels (n,) and frequencies (m,): (n, 2 m), computed in float64 and rounded once."""
+    angles = ((1000 * sigma.double()).float()[:, None] * omega).double()
+    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
 def frequencies(timestep: Tensor, values: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ A run writes its result, its state and log.csv into the output folder, and goes 
 """
 
 import argparse
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -72,13 +71,13 @@ def run(args: argparse.Namespace) -> int:
         "resume": args.resume,
         "device": args.device,
         "dtype": args.dtype,
-        "progress": sys.stderr.isatty(),
+        "progress": True,
     }
     given = given_settings(args, getattr(methods, settings))
-    from ..train.world import joined
+    from ..train.ending import joined
 
     given |= {name: vars(args)[name] for name in ("class_data", "control_data") if name in vars(args)}
-    with joined() as is_main:
+    with joined(f"sd35 train {args.mode}") as is_main:
         path = train(
             "tiny" if args.model is None else args.model, args.data, args.output, places=places, **given
         )

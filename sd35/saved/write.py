@@ -1,10 +1,13 @@
 """Writing files whole or not at all, and refusing early what could not be written."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from ..errors import SettingsError
 
@@ -57,6 +60,11 @@ def written(path: Path, *, overwrite: bool) -> Iterator[Path]:
         if error.filename != str(temporary):
             raise
         raise type(error)(error.errno, f"{error.strerror}: cannot write {path}") from error
+    except SafetensorError as error:
+        if (told := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        number = int(told[1])
+        raise OSError(number, f"{os.strerror(number)}: cannot write {path}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

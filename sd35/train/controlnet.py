@@ -17,6 +17,7 @@ from ..saved.write import written
 from .blocks import prepare_blocks
 from .data import Batch
 from .loop import fit
+from .memory import Memory, memory_of
 from .methods import ControlNetTraining
 from .objective import Draw, Predict, velocity_loss
 from .session import Places, Session
@@ -58,6 +59,8 @@ def train_controlnet(
     session.read_data(Path(control_data), training.control_type)
     mmdit = session.transformer().requires_grad_(False)
     net = controlnet_of(mmdit, training.depth, training.control_type).requires_grad_(True)
+    parameters = dict(net.named_parameters())
+    session.say(f"ControlNet of {net.config.depth} blocks: {_memory(session, mmdit, net)}")
     prepare_blocks(net, training)
     prepare_blocks(mmdit, training)
 
@@ -72,8 +75,18 @@ def train_controlnet(
             save_file(tensors, temporary)
 
     run = session.run(mmdit, predict_of=lambda batch: controlled(mmdit, net, batch))
-    fit(dict(net.named_parameters()), lambda number: loss_of(mmdit, None, number), training, run, export)
+    fit(parameters, lambda number: loss_of(mmdit, None, number), training, run, export)
     return session.folder / FILE
+
+
+def _memory(session: Session, mmdit: MMDiT, net: ControlNet) -> Memory:
+    """What the run will take."""
+
+    def predict(x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+        return controlled(mmdit, net, Batch(x, context, pooled, ("",), x))(x, sigma, context, pooled)
+
+    parameters = dict(net.named_parameters())
+    return memory_of(mmdit, parameters, session.largest, session.training, predict)
 
 
 def controlled(mmdit: MMDiT, net: ControlNet, batch: Batch) -> Predict:

@@ -4,32 +4,26 @@ A batch is a function of the seed and of its number alone, so that a run that is
 by several processes, sees what it would have seen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from textenc import TextEncoder
-from vae import VAE
-from vae.image import read
-
-from ..adapters.control import control_image
-from ..errors import SettingsError, check_finite
-from ..found import Found, read_part, read_text
+from ..errors import SettingsError
+from ..found import Found
 from ..noise import seeded
 from ..size import check_size
-from .buckets import batches, bucket_sizes, fitted, nearest
+from .buckets import batches, bucket_sizes, nearest
 from .cache import Cache, digest
+from .encode import EMPTY, MIRRORED, empty_key, encode_pictures, encode_texts, read_whole, text_key
 from .folder import PICTURES, Example
 from .settings import Training
 
 ORDER, CHANCE = 1, 2
 """What numbers are drawn for, beside the number of the batch."""
-EMPTY, MIRRORED = "", "-mirrored"
 
 
 class Batch(NamedTuple):
@@ -72,8 +66,11 @@ class Sample:
 class Data:
     """The batches of a folder; `prepare` makes it."""
 
-    def __init__(self, cache: Cache, samples: Sequence[Sample], training: Training) -> None:
+    def __init__(
+        self, cache: Cache, samples: Sequence[Sample], training: Training, notes: Sequence[str] = ()
+    ) -> None:
         self.cache, self.samples, self.training = cache, tuple(samples), training
+        self.notes = tuple(notes)  # on what was left out
         self._groups = [(sample.size, sample.tokens) for sample in self.samples]
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
@@ -157,7 +154,8 @@ def prepare(
     Raises:
         SettingsError: a picture cannot be read, a size that the model does not draw, or a bad cache.
     """
-    samples = _placed(found, examples, training, control_type)
+    placed = _placed(found, examples, training, control_type)
+    samples, notes = _whole(placed, cache, skip_unreadable=training.skip_unreadable)
     wanted = {key: (s.example.path, s.size, None) for s in samples for key in s.latents}
     wanted |= {
         key: (s.example.control, s.size, control_type)
@@ -165,7 +163,7 @@ def prepare(
         for key in s.control
         if s.example.control is not None
     }
-    _encode_pictures(found, wanted, cache, device, dtype, progress=progress)
+    encode_pictures(found, wanted, cache, device, dtype, progress=progress)
     captions = [sample.example.caption for sample in samples]
     tokens = encode_texts(found, captions, cache, device, dtype, progress=progress)
     return Data(
@@ -175,17 +173,8 @@ def prepare(
             for s, n in zip(samples, tokens, strict=True)
         ],
         training,
+        notes,
     )
-
-
-def text_key(caption: str) -> str:
-    """Where the encoding of a caption is kept."""
-    return f"texts/{digest(caption)}"
-
-
-def empty_key(tokens: int) -> str:
-    """Where that of the empty text is kept, padded to so many tokens."""
-    return f"texts/empty-{tokens}"
 
 
 def with_control(examples: Sequence[Example], folder: Path, control: Path) -> list[Example]:
@@ -226,74 +215,23 @@ def _placed(
     return placed
 
 
-def _encode_pictures(
-    found: Found,
-    wanted: Mapping[str, tuple[Path, tuple[int, int], str | None]],
-    cache: Cache,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    *,
-    progress: bool,
-) -> None:
-    """Fill the cache with the mean latents of pictures: key to path, size, and what it shows for control."""
-    missing = [key for key in wanted if not cache.has(key)]
-    for key in wanted.keys() - set(missing):
-        cache.read(key)
-    if not missing:
-        return
-    vae = cast(VAE, read_part(found, "vae", device, dtype))
-
-    def encode(key: str) -> dict[str, Tensor]:
-        path, size, control_type = wanted[key]
-        image = fitted(_read(path), size)
-        image = image if control_type is None else control_image(image, control_type)
-        image = image.flip(3) if key.endswith(MIRRORED) else image
-        with torch.no_grad():
-            latents = vae.encode(image.to(device))
-        return {"latents": check_finite(latents, "autoencoder (encoding)", latents.dtype)}
-
-    for key in tqdm(missing, "pictures", disable=not progress):
-        cache.kept(key, lambda key=key: encode(key))
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        return read(path)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path} is damaged ({error}): mend or remove it") from error
-
-
-def encode_texts(
-    found: Found,
-    captions: Sequence[str],
-    cache: Cache,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    *,
-    progress: bool = False,
-) -> list[int]:
-    """Fill the cache with the encodings of texts, each encoded alone, and of the empty text for dropping.
-
-    Returns:
-        The number of tokens of each.
-    """
-    text: TextEncoder | None = None
-
-    def encode(*texts: str) -> dict[str, Tensor]:
-        nonlocal text
-        text = text or read_text(found, device, dtype)
-        if text is None:
-            raise SettingsError("this model has no text encoders, and the captions are not in the cache yet")
-        with torch.no_grad():
-            encoding = text.encode(texts).select(0)
-        for tensor in (encoding.context, encoding.pooled):
-            check_finite(tensor, "text encoders", tensor.dtype)
-        return {"context": encoding.context, "pooled": encoding.pooled}
-
-    tokens: dict[str, int] = {}
-    for caption in tqdm(dict.fromkeys(captions), "captions", disable=not progress):
-        key = cache.kept(text_key(caption), lambda caption=caption: encode(caption))
-        tokens[caption] = count = cache.read(key)["context"].shape[1]
-        # T5's pads are read like text: the empty text is padded to the length of those that it stands for.
-        cache.kept(empty_key(count), lambda caption=caption: encode(EMPTY, caption))
-    return [tokens[caption] for caption in captions]
+def _whole(
+    samples: Sequence[Sample], cache: Cache, *, skip_unreadable: bool
+) -> tuple[list[Sample], list[str]]:
+    """The samples whose pictures can be read to their ends, of those that are not in the cache; and notes."""
+    kept, notes = [], []
+    for sample in samples:
+        new = [key for key in (*sample.latents, *sample.control) if not cache.has(key)]
+        try:
+            for path in (sample.example.path, sample.example.control) if new else ():
+                if path is not None:
+                    read_whole(path)
+        except SettingsError as error:
+            if not skip_unreadable:
+                raise
+            notes.append(f"left out: {error}")
+            continue
+        kept.append(sample)
+    if not kept:
+        raise SettingsError(f"no picture can be read: {notes[0]}" if notes else "there are no pictures")
+    return kept, notes

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mmdit import MMDiT
 from textenc import TextEncoder
@@ -15,8 +14,10 @@ from vae.image import to_pil
 from ..documented import takes
 from ..found import Place
 from ..saved.write import written
-from .data import EMPTY, Data, encode_texts
+from .data import Data
+from .encode import EMPTY, encode_texts
 from .full import learn_full
+from .log import bar
 from .lora import learn_lora
 from .methods import DreamBoothTraining
 from .objective import LossOf, Predict, velocity_loss
@@ -94,7 +95,7 @@ def draw_class(session: Session, training: DreamBoothTraining, mmdit: MMDiT, fol
     if not missing:
         return
     vae = session.autoencoder()
-    for number in tqdm(missing, "class pictures", disable=not session.places.progress):
+    for number in bar(missing, shown=session.places.progress, desc="class pictures"):
         prompt = training.class_prompt[number % len(training.class_prompt)]
         image = draw_pictures(mmdit, vae, session.encode, [prompt], session.size, [training.seed + number])
         (folder / f"{number:05}.txt").write_text(prompt, encoding="utf-8")

@@ -114,13 +114,25 @@ def _beside(path: Path) -> str | None:
 def _refuse_orphans(folder: Path, paths: list[Path], listed: dict[Path, str]) -> None:
     """Refuse captions whose pictures are not there."""
     stems = {path.with_suffix("") for path in paths}
-    texts = [path for path in sorted(folder.rglob("*.txt")) if path.with_suffix("") not in stems]
+    others = [path for path in sorted(folder.rglob("*")) if path.with_suffix("") not in stems]
+    texts = [
+        path for path in others if path.suffix == ".txt" or (path.suffix == ".json" and _is_caption(path))
+    ]
     missing = [*sorted(listed.keys() - set(paths)), *texts]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise SettingsError(
             f"{missing[0]} has no picture beside its caption{more}: add it, or remove the caption"
         )
+
+
+def _is_caption(data: Path) -> bool:
+    """Whether a JSON file is a caption's, and not some other's."""
+    try:
+        row = json.loads(data.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(row, dict) and any(key in row for key in KEYS)
 
 
 def _text(path: Path) -> str:

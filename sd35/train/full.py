@@ -88,11 +88,12 @@ def learn_full(session: Session, training: Training, mmdit: MMDiT, loss_of: Loss
     def export(folder: Path) -> None:
         size = session.found.size
         tensors = {PREFIX + name: one.to(session.dtype) for name, one in mmdit.state_dict().items()}
+        metadata = {"modelspec.resolution": f"{size.width}x{size.height}"}
         if several:
-            save_sharded(tensors, folder / FILE)
+            save_sharded(tensors, folder / FILE, metadata)
             return
         with written(folder / FILE, overwrite=True) as temporary:
-            save_file(tensors, temporary, {"modelspec.resolution": f"{size.width}x{size.height}"})
+            save_file(tensors, temporary, metadata)
 
     fit(parameters, loss, training, session.run(mmdit, made_of=made_of), export)
     return session.folder / FILE

@@ -1,9 +1,11 @@
 """What a run tells while it runs: a bar, a table of numbers, and TensorBoard's files where asked for."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from ..errors import SettingsError
 from ..saved.write import written
@@ -35,8 +37,8 @@ class Log:
         self._board: Any = _board(folder / "tensorboard") if tensorboard else None
         rows = []
         if after and self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= after]
+            whole, _, _ = self.path.read_text(encoding="utf-8").rpartition("\n")  # a disk that was full cuts
+            rows = [row for row in csv.DictReader(whole.splitlines()) if int(row["step"]) <= after]
         with written(self.path, overwrite=True) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
@@ -51,6 +53,11 @@ class Log:
         if self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(name, value, int(row["step"]))
+
+
+def bar(values: Iterable[Any] | None = None, *, shown: bool, **options: Any) -> Any:
+    """A bar on stderr, where one is wanted and stderr is a terminal; see tqdm for the rest."""
+    return tqdm(values, disable=None if shown else True, **options)
 
 
 def _board(folder: Path) -> Any:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import SettingsError
+from .course import Course, DivergedError, diverged
 from .ema import Average
-from .log import Log
+from .log import Log, bar
 from .optimizer import Masters, Optimizer, learning_rate
 from .settings import Training
 from .state import FILE, load_state, save_sharded_state, save_state
@@ -23,10 +23,6 @@ from .world import World, placed_as
 Loss = Callable[[int], Tensor]
 """loss(number) of a micro-batch, counted from 0 over the whole run: a function of that number and of the
 weights alone, so that a run that is resumed repeats it."""
-
-
-class DivergedError(ArithmeticError):
-    """A loss or a gradient is NaN or infinite; the weights of the step before are saved."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +89,17 @@ def fit(
     columns = ["validation", *levels]
     log = Log(run.folder, columns, after=start, tensorboard=training.tensorboard, silent=not world.is_main)
     shown = run.progress and world.is_main
-    bar = tqdm(total=training.steps, initial=start, unit="step", disable=not shown)
+    course = Course()
+    steps = bar(shown=shown, total=training.steps, initial=start, unit="step")
     for step in range(start + 1, training.steps + 1):
         began = time.monotonic()
         row = learner.gradients(loss, step)
         if not (isfinite(row["loss"]) and isfinite(row["gradient_norm"])):
             if step - 1 > saved:
                 learner.save(step - 1, run, export)
-            raise DivergedError(_diverged(row, run.folder))
+            raise DivergedError(diverged(row, run.folder))
+        if course.runs_away(row["loss"]):
+            raise DivergedError(course.ran_away(row, saved, run.folder))
         learner.update(step)
         row |= {"learning_rate": learning_rate(step - 1, training), "seconds": time.monotonic() - began}
         if watch.validate is not None and _due(step, training.validate_every, training.steps):
@@ -109,15 +108,15 @@ def fit(
             row["validation"] = sum(losses.values()) / len(losses)
             row |= {f"validation {level:g}": value for level, value in losses.items()}
         log.add(row)
-        bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-        bar.update()
+        steps.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+        steps.update()
         if _due(step, training.save_every, training.steps):
             learner.save(step, run, export)
             saved = step
         if watch.sample is not None and _due(step, training.sample_every, training.steps):
             with learner.averaged():
                 watch.sample(step)
-    bar.close()
+    steps.close()
 
 
 class Learner:
@@ -212,11 +211,3 @@ class Learner:
 def _due(step: int, every: int | None, steps: int) -> bool:
     """Whether something is done after a step: each so many, and at the end."""
     return every is not None and (step % every == 0 or step == steps)
-
-
-def _diverged(row: Mapping[str, float], folder: Path) -> str:
-    """What went wrong, and what is left."""
-    loss, norm, step = row["loss"], row["gradient_norm"], int(row["step"])
-    what = f"the gradients have the norm {norm}" if isfinite(loss) else f"the loss is {loss}"
-    kept = f"the weights of step {step - 1} are in {folder}" if step > 1 else "nothing was learned before"
-    return f"{what} in step {step}, and {kept}: try a lower learning rate, a longer warm-up or bfloat16"

@@ -94,10 +94,9 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Its memory, by the name of the weight and of what is remembered."""
         found = {
-            f"{name}/{key}": value
+            f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(float(value))
             for name, one in self.rest.items()
             for key, value in self.adam.state[one].items()
-            if isinstance(value, Tensor)
         }
         momenta = [] if self.muon is None else self.muon.momenta
         return found | {f"muon/{number}": momentum for number, momentum in enumerate(momenta)}
@@ -110,9 +109,13 @@ class Optimizer:
                 self.muon.momenta[int(what)].copy_(value)
             else:
                 own = self.rest[name]
-                self.adam.state[own][what] = (
-                    value.reshape(()) if what == "step" else placed_as(value.to(own.device), own)
-                )
+                self.adam.state[own][what] = self._remembered(own, what, value)
+
+    def _remembered(self, own: Tensor, what: str, value: Tensor) -> Any:
+        """As the optimizer has it: that of bitsandbytes counts steps in a plain number."""
+        if what == "step":
+            return value.reshape(()) if isinstance(self.adam, torch.optim.AdamW) else int(value)
+        return placed_as(value.to(own.device), own)
 
 
 def _adam(name: str) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import flow
 from mmdit import MMDiT
@@ -18,8 +17,10 @@ from ..found import Place
 from ..noise import draw_noise, generators, seeded
 from .buckets import batches
 from .cache import Cache, digest
-from .data import EMPTY, ORDER, Batch, encode_texts
+from .data import ORDER, Batch
+from .encode import EMPTY, encode_texts
 from .full import learn_full
+from .log import bar
 from .lora import learn_lora
 from .methods import ReflowTraining
 from .objective import Draw, LossOf, Predict, draw, velocity_loss
@@ -103,8 +104,8 @@ def make_pairs(session: Session, training: ReflowTraining, mmdit: MMDiT, prompts
     width, height = session.size
     shape = (mmdit.config.channels, height // factor, width // factor)
     empty = session.encode(EMPTY)
-    for number in tqdm(missing, FOLDER, disable=not (session.places.progress and session.world.is_main)):
-        cond = session.encode(prompts[number % len(prompts)])
+    for number in bar(missing, shown=session.places.progress and session.world.is_main, desc=FOLDER):
+        cond = session.encode(prompts[int(number) % len(prompts)])
         velocity = flow.guided(
             lambda x, sigma, cond=cond: mmdit(x, sigma, *cond),
             lambda x, sigma: mmdit(x, sigma, *empty),

@@ -14,7 +14,7 @@ from vae.image import to_pil
 from ..errors import check_finite
 from ..noise import draw_noise, generators
 from ..saved.write import written
-from .data import EMPTY
+from .encode import EMPTY
 
 Encode = Callable[[str], tuple[Tensor, Tensor]]
 """encode(text) -> context (1, M, 4096), pooled (1, 2048), on the transformer's device."""

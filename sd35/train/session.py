@@ -19,7 +19,8 @@ from weights.load import load_component
 from ..device import as_device, as_dtype
 from ..found import Found, Place, find, read_part, read_text
 from .cache import Cache
-from .data import EMPTY, Batch, Data, cache_of, encode_texts, prepare, text_key, with_control
+from .data import Batch, Data, cache_of, prepare, with_control
+from .encode import EMPTY, encode_texts, text_key
 from .folder import read_folder
 from .loop import Run, Watch, new_folder
 from .objective import VALIDATION_SIGMAS, Draw, LossOf, Predict, draw, validation_losses
@@ -51,7 +52,7 @@ class Places:
         resume: go on with the run in the output folder.
         device: as in `sd35.load`.
         dtype: what the network computes in; None is float32 on a CPU and bfloat16 elsewhere.
-        progress: show bars, and what is noteworthy, on stderr.
+        progress: tell what is noteworthy on stderr, and show bars where that is a terminal.
     """
 
     source: Place
@@ -106,10 +107,10 @@ class Session:
         """Read a folder and encode what is not in the cache yet."""
         training, progress = self.training, self.places.progress and self.world.is_main
         examples, notes = read_folder(folder, training.caption, skip_unreadable=training.skip_unreadable)
-        self.say(*notes, f"{len(examples)} pictures in {folder}")
+        self.say(*notes)
         if control is not None:
             examples = with_control(examples, folder, control)
-        return self.in_turn(
+        data = self.in_turn(
             lambda: prepare(
                 self.found,
                 examples,
@@ -121,6 +122,8 @@ class Session:
                 progress=progress,
             )
         )
+        self.say(*data.notes, f"{len(data.samples)} pictures in {folder}")
+        return data
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
         """Let the main process work first, and the others after it, on the files that it left."""

@@ -62,7 +62,7 @@ class Training:
     optimizer: str = setting(
         "adamw",
         Name(lambda: (*ADAMS, "muon")),
-        "adamw, adamw8bit (bitsandbytes, on a CUDA card), or for whole models muon",
+        "adamw, adamw8bit (needs bitsandbytes), or for whole models muon",
         decides="flow",
     )
     weight_decay: float = setting(0.01, Number(0), "decoupled, of every weight", decides="flow")

@@ -5,6 +5,7 @@ optimizer's memory, and a block is whole only while it computes. Tensor parallel
 arXiv:1909.08053): each process has some heads of every attention and some columns of every MLP.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from mmdit import MMDiT
 from mmdit.blocks import Attention
 
 from ..errors import SettingsError
+from ..saved.write import written
 
 WHOLE = "model-00001-of-00001.safetensors"
 """What torch calls the file that it joins shards into."""
@@ -53,7 +55,9 @@ def shard_weights(mmdit: MMDiT, mesh: DeviceMesh, dtype: torch.dtype) -> MMDiT:
     return mmdit
 
 
-def save_sharded(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_sharded(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors that are spread over processes into one safetensors file, whole or not at all.
 
     Every process writes what it has, and the parts are joined on disk: none needs memory for all.
@@ -69,9 +73,20 @@ def save_sharded(tensors: Mapping[str, Tensor], path: Path) -> None:
     save(rows, storage_writer=writer)
     dist.barrier()
     if dist.get_rank() == 0:
-        (folder / WHOLE).replace(path)
+        with written(path, overwrite=True) as temporary:
+            _describe(folder / WHOLE, temporary, metadata or {})
         shutil.rmtree(folder)
     dist.barrier()
+
+
+def _describe(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a safetensors file and put metadata into its header, for which torch's writer has no place."""
+    with source.open("rb") as file, target.open("wb") as copy:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        told = json.dumps({"__metadata__": {"format": "pt", **metadata}} | header).encode()
+        told += b" " * (-len(told) % 8)  # that tensors stay aligned
+        copy.write(len(told).to_bytes(8, "little") + told)
+        shutil.copyfileobj(file, copy, 1 << 24)
 
 
 @torch.no_grad()

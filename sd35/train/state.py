@@ -36,9 +36,20 @@ def identity_of(kind: str, training: Training, **made_of: str) -> dict[str, Any]
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
     """Write the state after a step over the one before, whole or not at all."""
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    whole = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     with written(folder / FILE, overwrite=True) as temporary:
         save_file(whole | _about(step, identity), temporary)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, with a copy of what shares memory (tables of an 8-bit optimizer), which no file can."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found
 
 
 def save_sharded_state(

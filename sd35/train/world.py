@@ -5,8 +5,7 @@ their gradients is the gradient of the batch.
 """
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,14 +16,8 @@ from torch import Tensor
 
 from ..errors import SettingsError
 
-LOST = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "tcpstore")
-"""What the message of a collective says whose other end is gone."""
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others before it takes them for lost."""
-
-
-class LostError(ConnectionError):
-    """Another process of a run has ended, and nothing more can be learned together."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +87,3 @@ def placed_as(whole: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
-
-
-@contextmanager
-def joined() -> Iterator[bool]:
-    """Let processes that `torchrun` started part in order at the end; gives whether this is the main one.
-
-    Raises:
-        LostError: another of them has ended while this one ran.
-    """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    try:
-        yield not several or os.environ.get("RANK") == "0"
-    except RuntimeError as error:
-        if not several or not any(sign in str(error).lower() for sign in LOST):
-            raise
-        raise LostError(
-            "another process of this run has ended: go on from the last save with --resume"
-        ) from error
-    finally:
-        if several and dist.is_initialized():
-            dist.destroy_process_group()

@@ -20,6 +20,7 @@ PARTS = (
     "attentions",
     "fp8",
     "text",
+    "training",
 )
 
 
@@ -50,6 +51,9 @@ def test_every_part_that_needs_no_card_runs(gpu, tmp_path, capsys) -> None:
     assert all(0 < row["low"] <= row["median"] <= row["high"] for row in timed)
     step = next(row for row in rows if row["row"] == "medium 64 px, guided step, eager")
     assert step["of_floor"] > 0
+    trained = [row for row in rows if "said_gb" in row]
+    assert len(trained) == 6
+    assert all(row["tflops"] > 0 and "nan" not in row["remark"] for row in trained)
     assert (tmp_path / "gpu.txt").read_text() in capsys.readouterr().out + "\n"
 
 

@@ -1,6 +1,8 @@
 """A folder of pictures, and the smallest run on it."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,6 +21,15 @@ def pictures(tmp_path_factory) -> Path:
         Image.fromarray(values).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a red circle {'left' if number % 2 else 'right'}\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def peers() -> ModuleType:
+    """peers.py."""
+    spec = importlib.util.spec_from_file_location("peers", Path(__file__).with_name("peers.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

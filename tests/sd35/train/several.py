@@ -1,73 +1,144 @@
-"""What two or more processes compute together, written to a folder for the test that starts them.
+"""What processes compute together, written to a folder for the test that starts them or computes it alone.
 
-torchrun --nproc-per-node 2 tests/sd35/train/several.py MODEL PICTURES FOLDER
+torchrun --nproc-per-node 2 tests/sd35/train/several.py MODEL PICTURES FOLDER NAME WHAT...
 """
 
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 import flow
 import sd35
 from mmdit import MMDiT, MMDiTConfig
 from sd35.parallel import shared_branches, split_tokens
+from sd35.train.loop import Learner
 from sd35.train.shard import split_heads
 
 BIG = MMDiTConfig(
     dim=256, depth=2, num_heads=4, pos_embed_size=8, context_dim=32, pooled_dim=24, dual_blocks=(0,)
 )
-STEPS = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "schedule": "constant", "validate_every": 3}
+STEPS, CUT = 10, 4
+GIVEN = {"batch_size": 4, "schedule": "constant", "validate_every": 10}
+KINDS = {
+    "lora": (sd35.train_lora, torch.float64, {"rank": 2}),
+    "full": (sd35.train_full, torch.float64, {}),
+    "lora32": (sd35.train_lora, torch.float32, {"rank": 2}),
+    "full32": (sd35.train_full, torch.float32, {"ema": 0.9}),
+}
+"""What is trained, in what, and with what besides; learning rates are the ways' own."""
+
+
+def places(folder: Path, dtype: torch.dtype) -> dict:
+    return {"cache": folder / f"cache-{dtype}", "dtype": dtype, "device": "cpu"}
 
 
 def train(model: Path, pictures: Path, folder: Path, name: str) -> None:
-    """A LoRA, and all weights, in float64; and all weights in float32, in two parts."""
-    places = {"cache": folder / "cache", "dtype": torch.float64, "device": "cpu"}
-    sd35.train_lora(model, pictures, folder / f"lora-{name}", rank=2, places=places, **STEPS)
-    sd35.train_full(model, pictures, folder / f"full-{name}", places=places, **STEPS)
-    sd35.train_full(
-        model,
-        pictures,
-        folder / f"single-{name}",
-        places=places | {"dtype": torch.float32, "cache": None},
-        ema=0.9,
-        **STEPS,
-    )
+    """LoRAs and all weights, in float64 and float32: gradients and weights after one step and after ten."""
+    for kind, (way, dtype, more) in KINDS.items():
+        with recorded(folder / f"{kind}-{name}.safetensors"):
+            way(
+                model,
+                pictures,
+                folder / f"{kind}-{name}",
+                places=places(folder, dtype),
+                steps=STEPS,
+                **GIVEN,
+                **more,
+            )
+
+
+def cut(model: Path, pictures: Path, folder: Path, name: str, steps: int = CUT) -> None:
+    """The same in float64, cut off after some steps; or after more of them, going on with what is there."""
+    for kind in ("lora", "full"):
+        way, dtype, more = KINDS[kind]
+        where = places(folder, dtype) | {"resume": steps > CUT}
+        way(model, pictures, folder / f"{kind}-{name}", places=where, steps=steps, **GIVEN, **more)
+
+
+@contextmanager
+def recorded(path: Path) -> Iterator[None]:
+    """Write the gradients of the first step and of the last, and the weights after each."""
+    found: dict[str, Tensor] = {}
+    update = Learner.update
+
+    def watched(self, step: int) -> None:
+        if step in (1, STEPS):
+            keep(f"gradient {step}", {name: one.grad for name, one in self.masters.wide.items()})
+        update(self, step)
+        if step in (1, STEPS):
+            keep(f"weight {step}", self.masters.wide)
+
+    def keep(what: str, tensors) -> None:
+        for name, tensor in tensors.items():
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            found[f"{what}/{name}"] = whole.detach().clone()
+
+    Learner.update = watched
+    try:
+        yield
+    finally:
+        Learner.update = update
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        save_file(found, path)
 
 
 @torch.no_grad()
-def sample(model: Path, folder: Path) -> None:
-    """A velocity by tensor parallelism and by Ulysses, and a picture with its branches shared."""
+def sample(model: Path, _: Path, folder: Path, name: str) -> None:
+    """Ten steps of a picture by Ulysses, by tensor parallelism, and with the halves of guidance shared."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    source = torch.Generator().manual_seed(0)
-    mmdit = MMDiT(BIG).double()
-    for parameter in mmdit.parameters():
-        parameter.normal_(0, 0.1, generator=source)
-    latents = torch.randn(1, 16, 8, 8, generator=source).double()
-    context, pooled = torch.randn(1, 5, 32, generator=source), torch.randn(1, 24, generator=source)
-    given = latents, torch.tensor([0.4]), context.double(), pooled.double()
-    alone = mmdit(*given)
-    with split_tokens(mmdit, mesh):
-        found = {"alone": alone, "ulysses": mmdit(*given)}
-    found["back"] = mmdit(*given)
-    found["tensor"] = split_heads(mmdit, mesh)(*given)
+    sigmas, found = flow.sigmas(STEPS), {}
+    for dtype in (torch.float64, torch.float32):
+        source = torch.Generator().manual_seed(0)
+        mmdit = MMDiT(BIG)
+        for parameter in mmdit.parameters():
+            parameter.normal_(0, 0.1, generator=source)
+        mmdit = mmdit.to(dtype)
+        noise = torch.randn(1, 16, 8, 8, generator=source).to(dtype)
+        given = [torch.randn(1, 5, 32, generator=source), torch.randn(1, 24, generator=source)]
+        context, pooled = (one.to(dtype) for one in given)
 
-    pipe = sd35.load(model)
-    sigmas = flow.sigmas(3)
-    noise = sd35.draw_noise([torch.Generator().manual_seed(1)], (16, 4, 4))
-    for name, conditions in (("guided", []), ("guided, shared", [shared_branches(mesh)])):
-        velocity = pipe.velocity("a red circle", sigmas=sigmas, conditions=conditions)
-        found[name] = flow.solve(velocity, noise, sigmas)
+        def draw(mmdit=mmdit, noise=noise, context=context, pooled=pooled) -> Tensor:
+            return flow.solve(lambda x, sigma: mmdit(x, sigma, context, pooled), noise, sigmas)
+
+        found[f"alone {dtype}"] = draw()
+        with split_tokens(mmdit, mesh):
+            found[f"ulysses {dtype}"] = draw()
+        found[f"back {dtype}"] = draw()
+        split_heads(mmdit, mesh)
+        found[f"tensor {dtype}"] = draw()
+
+        pipe = sd35.load(model, dtype=dtype)
+        sources = [torch.Generator().manual_seed(seed) for seed in (1, 2)]  # two pictures: four rows
+        noise = sd35.draw_noise(sources, (16, 4, 4)).to(dtype)
+        for what, conditions in (("guided", []), ("shared", [shared_branches(mesh)])):
+            velocity = pipe.velocity("a red circle", sigmas=sigmas, conditions=conditions)
+            found[f"{what} {dtype}"] = flow.solve(velocity, noise, sigmas)
     if dist.get_rank() == 0:
-        save_file({name: one.contiguous() for name, one in found.items()}, folder / "sampled.safetensors")
+        save_file({key: one.contiguous() for key, one in found.items()}, folder / f"{name}.safetensors")
+
+
+def go_on(model: Path, pictures: Path, folder: Path, name: str) -> None:
+    """Go on with copies of what four processes have saved."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        for kind in ("lora", "full"):
+            shutil.copytree(folder / f"{kind}-four", folder / f"{kind}-four then {name}")
+    if dist.is_initialized():
+        dist.barrier()
+    cut(model, pictures, folder, f"four then {name}", STEPS)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    model, pictures, folder = map(Path, sys.argv[1:])
-    train(model, pictures, folder, "several")
-    sample(model, folder)
+    for what in sys.argv[5:]:
+        globals()[what](*map(Path, sys.argv[1:4]), sys.argv[4])
     dist.destroy_process_group()

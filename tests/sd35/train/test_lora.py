@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import sd35
 from sd35 import SettingsError, add_lora, train_lora
 from sd35.train import loop
+from sd35.train.course import DivergedError
 from sd35.train.fresh import fresh_lora, save_lora
-from sd35.train.loop import DivergedError
 from sd35.train.targets import TEXT_TARGETS, target_paths
 
 
@@ -155,25 +155,3 @@ def test_what_cannot_be_trained_is_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         train_lora(model_folder, pictures, tmp_path / "run", places={"cache": cache}, **(settings | given))
-
-
-def test_a_disk_that_is_full_leaves_the_last_save(
-    trained, model_folder, pictures, settings, cache, tmp_path, monkeypatch
-) -> None:
-    from sd35.train import state
-
-    folder = shutil.copytree(trained, tmp_path / "run")
-    before = (folder / "state.safetensors").read_bytes()
-
-    def full(tensors, path, metadata=None):
-        save_file(tensors, path)
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(state, "save_file", full)
-    longer = settings | {"steps": 4}
-    resume = {"cache": cache, "resume": True}
-    train_lora(model_folder, pictures, folder, places=resume, **longer)  # all its steps are taken
-    with pytest.raises(OSError, match=r"No space left on device: cannot write .*state\.safetensors"):
-        state.save_state(folder, 5, {"weight:x": torch.zeros(3)}, {})
-    assert (folder / "state.safetensors").read_bytes() == before
-    assert not list(folder.glob(".sd35-*"))
