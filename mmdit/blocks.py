@@ -8,15 +8,12 @@ Shapes, here and in the whole package:
     M  context tokens   H  attention heads   K  width of a head, 64
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-CACHED = 2**17
-"""Numbers that a CPU computes with at a time in `in_cache`: in float32 half a megabyte."""
+from .in_cache import by_tokens, gelu
 
 
 class AdaLN(nn.Sequential):
@@ -58,7 +55,7 @@ class QKNorm(nn.Module):
 
     def forward(self, heads: Tensor) -> Tensor:
         """(B, H, L, K) to the same shape."""
-        return in_cache(self.norm, heads)
+        return by_tokens(self.norm, heads)
 
     def norm(self, heads: Tensor) -> Tensor:
         """(B, H, L, K) to the same shape, all tokens at once."""
@@ -119,7 +116,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to the same shape."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Stream(nn.Module):
@@ -217,20 +214,6 @@ def part(joined: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Tokens (B, M + N, D) of [context, x] to those of each, (B, M, D) and (B, N, D)."""
     # Contiguous: given a slice, torch multiplies sample by sample, which takes up to 1.6 times as long.
     return joined[:, :length].contiguous(), joined[:, length:].contiguous()
-
-
-def in_cache(function: Callable[[Tensor], Tensor], heads: Tensor) -> Tensor:
-    """What a function of each token by itself makes of heads (B, H, L, K): on a CPU of some tokens at a time.
-
-    The same bits. What torch's composed operators write between, float32 tensors of the size of `heads`, then
-    stays in the processor's cache, and the qk-norm takes a third to two thirds of the time.
-    """
-    numbers, length = heads.numel(), heads.shape[2]
-    gains = heads.device.type == "cpu" and not heads.requires_grad and not torch.compiler.is_compiling()
-    if not gains or numbers <= CACHED:
-        return function(heads)
-    some = heads.split(max(1, CACHED * length // numbers), dim=2)
-    return torch.cat([function(tokens) for tokens in some], dim=2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
