@@ -19,6 +19,7 @@ from vae.tiling import decode_tiled
 from weights.load import Loader
 
 from .adapters.lora import loras_on
+from .device import full_float32
 from .errors import SettingsError, check_finite
 from .images import Picture, as_image
 from .loras import agreed
@@ -160,11 +161,13 @@ class Model:
         """
         return self.encode_image(as_image(picture))
 
+    @full_float32()
     def encode_image(self, image: Tensor) -> Tensor:
         """`encode` of an image (B, 3, H, W) that is known to be one."""
         latents = torch.cat([self.vae.encode(one) for one in image.to(self.device).float().split(1)])
         return check_finite(latents, "autoencoder (encoding)", _dtype_of(self.vae))
 
+    @full_float32()
     def decode(self, latents: Tensor) -> Tensor:
         """Image of latents (B, 16, h, w), one at a time: (B, 3, 8h, 8w), nominally in [-1, 1], float32.
 
@@ -183,6 +186,8 @@ class Model:
     def at_least(self, dtype: torch.dtype | None) -> Iterator[torch.dtype | None]:
         """Compute in this dtype where the transformer and the autoencoder have a narrower one.
 
+        Float32 is then that in convolutions too; see `full_float32`.
+
         The weights are widened for the length of the block, and are the very tensors of before after it.
 
         Args:
@@ -199,7 +204,8 @@ class Model:
         try:
             for tensor, own in narrow.items():
                 tensor.data = own.to(dtype)
-            yield before if self.dtype != before else None
+            with full_float32():
+                yield before if self.dtype != before else None
         finally:
             for tensor, own in narrow.items():
                 tensor.data = own

@@ -22,6 +22,7 @@ from mmdit import MMDiT
 from mmdit.model import spread
 from textenc import Encoding
 
+from .device import full_float32
 from .errors import SettingsError
 from .evaluation import Branch, Evaluation, announced
 from .settings import Settings
@@ -148,7 +149,8 @@ class GuidedVelocity:
         if len(self.cond) not in (1, len(x)):
             raise SettingsError(f"there are {len(self.cond)} prompts for a batch of {len(x)}")
         level = self._level(x, sigma)
-        return torch.cat([velocity(x[rows], level[rows]) for rows, velocity in self._parts(len(x))])
+        with full_float32():
+            return torch.cat([velocity(x[rows], level[rows]) for rows, velocity in self._parts(len(x))])
 
     def part(self, samples: Sequence[int]) -> "GuidedVelocity":
         """The velocity of some samples of the batch alone, under the numbers that they have in it.
