@@ -1,7 +1,7 @@
 """The parts of a model that draws pictures, each called by what it does, each checked for NaN."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +15,7 @@ from mmdit import MMDiT, is_compiled
 from textenc import Encoding, TextEncoder
 from textenc.prompt import PromptLike, as_prompts
 from vae import VAE
-from vae.tiling import decode_tiled
+from vae.tiling import Code, decode_tiled, encode_tiled
 from weights.load import Loader
 
 from .adapters.lora import loras_on
@@ -164,7 +164,8 @@ class Model:
     @full_float32()
     def encode_image(self, image: Tensor) -> Tensor:
         """`encode` of an image (B, 3, H, W) that is known to be one."""
-        latents = torch.cat([self.vae.encode(one) for one in image.to(self.device).float().split(1)])
+        encode = self._in_tiles(self.vae.encode, encode_tiled)
+        latents = torch.cat([encode(one) for one in image.to(self.device).float().split(1)])
         return check_finite(latents, "autoencoder (encoding)", _dtype_of(self.vae))
 
     @full_float32()
@@ -175,12 +176,14 @@ class Model:
             ValueError: the shape is another.
             NonFiniteError: the autoencoder gave NaN or infinity.
         """
-        tile = self.plan.tile
-        decode = (
-            self.vae.decode if tile is None else partial(decode_tiled, self.vae, tile=tile, overlap=tile // 4)
-        )
+        decode = self._in_tiles(self.vae.decode, decode_tiled)
         image = torch.cat([decode(one) for one in latents.to(self.device).float().split(1)])
         return check_finite(image, "autoencoder (decoding)", _dtype_of(self.vae))
+
+    def _in_tiles(self, whole: Code, tiled: Callable[..., Tensor]) -> Code:
+        """How the autoencoder codes: at once, or as the plan says."""
+        tile = self.plan.tile
+        return whole if tile is None else partial(tiled, self.vae, tile=tile, overlap=tile // 4)
 
     @contextmanager
     def at_least(self, dtype: torch.dtype | None) -> Iterator[torch.dtype | None]:
