@@ -245,14 +245,8 @@ class GuidedVelocity:
         times = len(texts.samples) // len(x)
         evaluation = Evaluation(sigma[0], self._levels, texts.samples, texts.branches, texts.encodings)
         skip_layers = self.skip.layers if self.skip is not None and "skipped" in texts.branches else ()
-        call = Call(
-            x.repeat(times, 1, 1, 1),
-            sigma.repeat(times),
-            texts.context,
-            texts.pooled,
-            evaluation,
-            skip_layers,
-        )
+        latents, levels = x.repeat(times, 1, 1, 1), sigma.repeat(times)
+        call = Call(latents, levels, texts.context, texts.pooled, evaluation, skip_layers)
         return self._run(call, self.conditions)
 
     def _run(self, call: Call, conditions: Sequence[Condition]) -> Tensor:
