@@ -83,7 +83,7 @@ def full_float32() -> Iterator[None]:
 
     torch rounds what enters them to TF32, of 11 bits, unless told not to. The flag is what it was afterwards.
     """
-    conv = torch.backends.cudnn.conv
+    conv = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]  (not in its hints)
     before = conv.fp32_precision
     if before == "tf32":
         conv.fp32_precision = "ieee"
