@@ -37,13 +37,11 @@ def gelu(x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
     rows = x.flatten(0, -2)
     size = max(1, CACHED // 2 // x.shape[-1])
-    out = torch.empty(rows.shape, dtype=x.dtype)
-    wide, between = torch.empty(2, size, x.shape[-1], dtype=torch.float32)
-    slope = 2 * sqrt(2 / pi)
+    out, slope = torch.empty_like(rows), 2 * sqrt(2 / pi)
     first = torch.tensor(slope, dtype=torch.float32)
     for some, result in zip(rows.split(size), out.split(size), strict=True):
-        x32 = wide[: len(some)].copy_(some)
-        u2 = torch.addcmul(first, x32, x32, value=0.044715 * slope, out=between[: len(some)]).mul_(x32)
+        x32 = some.float()
+        u2 = torch.addcmul(first, x32, x32, value=0.044715 * slope).mul_(x32)
         result.copy_(u2.sigmoid_().mul_(x32))
     return out.view_as(x)
 

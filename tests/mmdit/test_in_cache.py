@@ -65,3 +65,19 @@ def test_gelu_is_that_of_torch_where_nothing_is_gained():
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(gelu(many).sum(), many)
     assert slope.isfinite().all()
+
+
+def test_derivatives_and_batches_of_torch_func_pass_through_gelu():
+    x = torch.linspace(-9, 9, 4 * CACHED).bfloat16().view(2, -1, 1024)  # each of both large enough
+
+    def theirs(x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+    step = torch.finfo(torch.bfloat16).eps
+    (ours, slope), (expected, exact) = (torch.func.jvp(f, (x,), (x,)) for f in (gelu, theirs))
+    assert (ours - expected).abs().max() <= step * 9
+    assert (slope - exact).abs().max() <= step * 9
+    assert torch.equal(torch.func.vmap(gelu)(x), gelu(x))
+    with torch.enable_grad():
+        slopes = [torch.func.grad(lambda x, f=f: f(x).float().sum())(x) for f in (gelu, theirs)]
+    assert torch.equal(*slopes)
