@@ -29,8 +29,9 @@ from gpu_kernels import attentions, ceilings, facts, shapes  # noqa: E402
 from gpu_models import SMALL, Sizes  # noqa: E402
 from gpu_peers import diffusers  # noqa: E402
 from gpu_report import Report  # noqa: E402
-from gpu_rows import Bench, autoencoder, compiled, free, generation, text_encoders, transformer  # noqa: E402
+from gpu_rows import Bench, compiled, free, generation, text_encoders, transformer  # noqa: E402
 from gpu_training import training  # noqa: E402
+from gpu_vae import autoencoder  # noqa: E402
 
 LATE = 6.0
 """Seconds after the end at which a row that does not return is left, and the table printed without it."""

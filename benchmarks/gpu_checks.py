@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gpu_models import SMALL
 from gpu_report import seconds
-from gpu_rows import Bench, cudnn, joined
+from gpu_rows import Bench, joined
 
 import sd35
 from sd35.cli import main as command
@@ -52,8 +52,6 @@ def drawing(bench: Bench) -> None:
     took = f"{seconds(first)} with loading, then {seconds(second)}"
     compared(bench, f"tiny, float32, {bench.sizes.steps} steps", there, here, repeats, took)
     if bench.is_cuda:
-        with cudnn(allow_tf32=False):
-            compared(bench, "tiny, float32, no TF32 in convolutions", pipe.generate(PROMPT, **steps), here)
         for dtype in (torch.bfloat16, torch.float16):
             half = sd35.load("tiny", bench.device, dtype).generate(PROMPT, **steps)
             compared(bench, f"tiny, {str(dtype).removeprefix('torch.')}", half, here)

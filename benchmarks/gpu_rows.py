@@ -1,11 +1,10 @@
 """The measurements of `gpu`: the transformer, its loop, the autoencoder and the text encoders."""
 
-import contextlib
 import gc
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,47 +208,6 @@ def waits(bench: Bench, run: Callable[[], object], steps: int) -> None:
     places = ", ".join(f"{line} {count}" for line, count in lines.most_common(12))
     remark = f"{len(found) / steps:.1f} a step ({len(found)} in {steps} steps): {places}"
     bench.report.add("  where the loop waits for the device", remark=remark)
-
-
-@contextlib.contextmanager
-def cudnn(**wanted: bool) -> Iterator[None]:
-    """Set flags of `torch.backends.cudnn` for a while: `benchmark` tries algorithms, `allow_tf32` rounds."""
-    before = {name: getattr(torch.backends.cudnn, name) for name in wanted}
-    try:
-        for name, value in wanted.items():
-            setattr(torch.backends.cudnn, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(torch.backends.cudnn, name, value)
-
-
-def autoencoder(bench: Bench) -> None:
-    """Decoding and encoding a picture, in both memory formats."""
-    sizes, pixels = bench.sizes, bench.sizes.pixels
-    vae = random_vae(sizes.vae, bench.device, bench.dtype)
-    side = pixels // vae.config.factor
-    latents = torch.randn(1, vae.config.latent_channels, side, side, device=bench.device)
-    image = torch.rand(1, 3, pixels, pixels, device=bench.device) * 2 - 1
-    runs: dict[str, Callable[[], Tensor]] = {
-        "decode": lambda: vae.decode(latents),
-        "encode": lambda: vae.encode(image),
-    }
-    flops = {name: flops_of(run) for name, run in runs.items()}
-    for layout, memory in (
-        ("contiguous", torch.contiguous_format),
-        ("channels_last", torch.channels_last),
-    ):
-        vae.to(memory_format=memory)  # pyright: ignore[reportCallIssue]  (torch's hints leave it out)
-        for name, run in runs.items():
-            for tried in (False, True) if bench.is_cuda else (False,):
-                with cudnn(benchmark=tried):
-                    free(bench.device)
-                    peak = peak_of(run, bench.device)
-                    timing = bench.measure(run, budget=0.3, most=10, warmups=1)
-                what = f"VAE {name} {pixels} px, {layout}{', cudnn.benchmark' if tried else ''}"
-                bench.report.add(what, timing, flops=flops[name], peak=peak, remark=finite(run()))
-        profile(bench, f"VAE decode, {layout}", runs["decode"])
 
 
 def text_encoders(bench: Bench) -> None:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .in_cache import by_tokens, gelu
+
 
 class AdaLN(nn.Sequential):
     """Turn the conditioning vector into `n` modulation vectors (adaLN-Zero, arXiv:2212.09748).
@@ -53,6 +55,10 @@ class QKNorm(nn.Module):
 
     def forward(self, heads: Tensor) -> Tensor:
         """(B, H, L, K) to the same shape."""
+        return by_tokens(self.norm, heads)
+
+    def norm(self, heads: Tensor) -> Tensor:
+        """(B, H, L, K) to the same shape, all tokens at once."""
         tokens = heads.transpose(1, 2)  # (B, L, H, K), as `qkv` wrote them: half the time of the other order
         return F.rms_norm(tokens, tokens.shape[-1:], self.weight, eps=1e-6).transpose(1, 2)
 
@@ -110,7 +116,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to the same shape."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Stream(nn.Module):

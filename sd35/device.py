@@ -3,6 +3,8 @@
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 
@@ -73,6 +75,23 @@ def _product(dtype: torch.dtype) -> float:
     begin = time.perf_counter()
     torch.mm(a, a)
     return time.perf_counter() - begin
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within the block, float32 convolutions are computed in float32 on NVIDIA's cards too.
+
+    torch rounds what enters them to TF32, of 11 bits, unless told not to. The flag is what it was afterwards.
+    """
+    conv = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]  (not in its hints)
+    before = conv.fp32_precision
+    if before == "tf32":
+        conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if before == "tf32":
+            conv.fp32_precision = before
 
 
 def check_compiler(device: torch.device) -> None:

@@ -2,10 +2,11 @@
 
 low
     Text encoders one by one. On a GPU the modulation vectors of the whole schedule are computed first, and
-    the layers that give them are on the CPU while the picture is drawn. The same bits.
+    the layers that give them are on the CPU while the picture is drawn, with all positions of the table but
+    those of the picture. The same bits.
 lowest
-    Beside it, on a GPU T5 layer by layer: the same bits. The picture is decoded in tiles of 512 x 512: a
-    larger one differs a little, by how much says `vae.tiling`.
+    Beside it, on a GPU T5 layer by layer: the same bits. Pictures are encoded and decoded in tiles of
+    512 x 512: larger ones differ a little, by how much says `vae.tiling`.
 
 Needs are computed from sizes, by what `benchmarks/peaks.py` counts.
 """
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flow import SOLVERS
-from mmdit import MMDiTConfig, is_watched, release_modulation
+from mmdit import MMDiT, MMDiTConfig, crop_table, is_watched, release_modulation
 from vae import VAEConfig
 
 from .errors import SettingsError
@@ -47,16 +48,16 @@ class Plan:
     by_layers: bool = False
     """T5 stays on the CPU, and each of its layers goes to the GPU in its turn."""
     release: bool = False
-    """The layers that give modulation vectors are on the CPU while a picture is drawn."""
+    """The layers that give modulation vectors, and positions beyond the picture, are on the CPU meanwhile."""
     tile: int | None = None
-    """Side of the tiles that a picture is decoded in, in latent pixels."""
+    """Side of the tiles that pictures are encoded and decoded in, in latent pixels."""
 
     def __str__(self) -> str:
         names = {
             "text encoders one by one": self.one_by_one,
             "T5 layer by layer": self.by_layers,
             "modulation vectors first": self.release,
-            f"decoded in tiles of {8 * (self.tile or 0)} px (larger pictures differ a little)": self.tile,
+            f"coded in tiles of {8 * (self.tile or 0)} px (larger pictures differ a little)": self.tile,
         }
         return ", ".join(name for name, done in names.items() if done) or "nothing to do"
 
@@ -87,7 +88,8 @@ class Needs:
         if plan.by_layers and "t5" in each:
             each["t5"] = self.streamed
         encoders = (max if plan.one_by_one else sum)([0.0, *each.values()])
-        drawing = drawn - self.modulation * plan.release + max(self.step, self.decode(plan.tile))
+        away = (self.modulation + self.positions) * plan.release
+        drawing = drawn - away + max(self.step, self.decode(plan.tile))
         return max(drawn + encoders, drawing + (0 if plan.one_by_one else encoders))
 
     @property
@@ -96,6 +98,12 @@ class Needs:
         width, depth, dual = self.mmdit.dim, self.mmdit.depth, len(self.mmdit.dual_blocks)
         vectors = 12 * depth + 3 * dual - 4 + 2  # the last block's context has 2, and so has the final layer
         return vectors * width * width * self.itemsize
+
+    @property
+    def positions(self) -> float:
+        """Of the table's positions beyond those of a square picture."""
+        beyond = self.mmdit.pos_embed_size**2 - self.pixels / (8 * self.mmdit.patch_size) ** 2
+        return max(0.0, beyond) * self.mmdit.dim * self.itemsize
 
     @property
     def step(self) -> float:
@@ -185,6 +193,23 @@ def modulation_first(
         yield released.saved
     finally:
         released.restore()
+
+
+@contextmanager
+def positions_of(mmdit: MMDiT, height: int, width: int) -> Iterator[None]:
+    """Within the block, the device holds of the positions those alone that a size reads: the same bits.
+
+    Args:
+        mmdit: whose table it is; it comes back at the end.
+        height: of the latents.
+        width: of the latents.
+    """
+    patch, device = mmdit.config.patch_size, mmdit.pos_embed.device
+    whole = crop_table(mmdit, height // patch, width // patch).to("cpu")
+    try:
+        yield
+    finally:
+        mmdit.pos_embed = whole.to(device)
 
 
 def levels_asked(solver: str, sigmas: Tensor, options: Mapping[str, Any]) -> Tensor:

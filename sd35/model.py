@@ -1,7 +1,7 @@
 """The parts of a model that draws pictures, each called by what it does, each checked for NaN."""
 
 import itertools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,10 +15,11 @@ from mmdit import MMDiT, is_compiled
 from textenc import Encoding, TextEncoder
 from textenc.prompt import PromptLike, as_prompts
 from vae import VAE
-from vae.tiling import decode_tiled
+from vae.tiling import Code, decode_tiled, encode_tiled
 from weights.load import Loader
 
 from .adapters.lora import loras_on
+from .device import full_float32
 from .errors import SettingsError, check_finite
 from .images import Picture, as_image
 from .loras import agreed
@@ -162,11 +163,14 @@ class Model:
         """
         return self.encode_image(as_image(picture))
 
+    @full_float32()
     def encode_image(self, image: Tensor) -> Tensor:
         """`encode` of an image (B, 3, H, W) that is known to be one."""
-        latents = torch.cat([self.vae.encode(one) for one in image.to(self.device).float().split(1)])
+        encode = self._in_tiles(self.vae.encode, encode_tiled)
+        latents = torch.cat([encode(one) for one in image.to(self.device).float().split(1)])
         return check_finite(latents, "autoencoder (encoding)", _dtype_of(self.vae))
 
+    @full_float32()
     def decode(self, latents: Tensor) -> Tensor:
         """Image of latents (B, 16, h, w), one at a time: (B, 3, 8h, 8w), nominally in [-1, 1], float32.
 
@@ -174,16 +178,20 @@ class Model:
             ValueError: the shape is another.
             NonFiniteError: the autoencoder gave NaN or infinity.
         """
-        tile = self.plan.tile
-        decode = (
-            self.vae.decode if tile is None else partial(decode_tiled, self.vae, tile=tile, overlap=tile // 4)
-        )
+        decode = self._in_tiles(self.vae.decode, decode_tiled)
         image = torch.cat([decode(one) for one in latents.to(self.device).float().split(1)])
         return check_finite(image, "autoencoder (decoding)", _dtype_of(self.vae))
+
+    def _in_tiles(self, whole: Code, tiled: Callable[..., Tensor]) -> Code:
+        """How the autoencoder codes: at once, or as the plan says."""
+        tile = self.plan.tile
+        return whole if tile is None else partial(tiled, self.vae, tile=tile, overlap=tile // 4)
 
     @contextmanager
     def at_least(self, dtype: torch.dtype | None) -> Iterator[torch.dtype | None]:
         """Compute in this dtype where the transformer and the autoencoder have a narrower one.
+
+        Float32 is then that in convolutions too; see `full_float32`.
 
         The weights are widened for the length of the block, and are the very tensors of before after it.
 
@@ -201,7 +209,8 @@ class Model:
         try:
             for tensor, own in narrow.items():
                 tensor.data = own.to(dtype)
-            yield before if self.dtype != before else None
+            with full_float32():
+                yield before if self.dtype != before else None
         finally:
             for tensor, own in narrow.items():
                 tensor.data = own

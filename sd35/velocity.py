@@ -22,6 +22,7 @@ from mmdit import MMDiT
 from mmdit.model import spread
 from textenc import Encoding
 
+from .device import full_float32
 from .errors import SettingsError
 from .evaluation import Branch, Evaluation, announced
 from .settings import Settings
@@ -149,7 +150,8 @@ class GuidedVelocity:
         if len(self.cond) not in (1, len(x)):
             raise SettingsError(f"there are {len(self.cond)} prompts for a batch of {len(x)}")
         level = self._level(x, sigma)
-        return torch.cat([velocity(x[rows], level[rows]) for rows, velocity in self._parts(len(x))])
+        with full_float32():
+            return torch.cat([velocity(x[rows], level[rows]) for rows, velocity in self._parts(len(x))])
 
     def part(self, samples: Sequence[int]) -> "GuidedVelocity":
         """The velocity of some samples of the batch alone, under the numbers that they have in it.
@@ -244,14 +246,8 @@ class GuidedVelocity:
         times = len(texts.samples) // len(x)
         evaluation = Evaluation(sigma[0], self._levels, texts.samples, texts.branches, texts.encodings)
         skip_layers = self.skip.layers if self.skip is not None and "skipped" in texts.branches else ()
-        call = Call(
-            x.repeat(times, 1, 1, 1),
-            sigma.repeat(times),
-            texts.context,
-            texts.pooled,
-            evaluation,
-            skip_layers,
-        )
+        latents, levels = x.repeat(times, 1, 1, 1), sigma.repeat(times)
+        call = Call(latents, levels, texts.context, texts.pooled, evaluation, skip_layers)
         return self._run(call, self.conditions)
 
     def _run(self, call: Call, conditions: Sequence[Condition]) -> Tensor:

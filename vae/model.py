@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import DownLevel, Middle, UpLevel, fast_order, group_norm
+from .blocks import DownLevel, GroupNorm, Middle, UpLevel, fast_order
 from .config import VAEConfig
 
 SHIFT = 0.0609
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
             for i in range(len(widths))
         )
         self.mid = Middle(widths[-1])
-        self.norm_out = group_norm(widths[-1])
+        self.norm_out = GroupNorm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(
             UpLevel(inputs[i], widths[i], config.num_res_blocks + 1, last=i == 0) for i in range(len(widths))
         )
-        self.norm_out = group_norm(widths[0])
+        self.norm_out = GroupNorm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="LEVEL",
         help="auto (the default: what fits), off, low (the same bits in less memory) or lowest (still less; "
-        "the picture is decoded in tiles, which changes it a little)",
+        "pictures are coded in tiles, which changes larger ones a little)",
     )
     group.add_argument(
         "--compile",

@@ -18,7 +18,7 @@ from textenc.prompt import PromptLike
 
 from ..errors import SettingsError
 from ..fitting import pasted
-from ..memory import modulation_first
+from ..memory import modulation_first, positions_of
 from ..model import Model
 from ..noise import draw_noise, generators
 from ..presets import below_one, usual_numbers
@@ -222,6 +222,7 @@ class Generation:
                 settings, sigmas = self.settings, self.sigmas.to(self.start.dtype)
                 options = (settings.images, settings.solver, sigmas)
                 stack.enter_context(modulation_first(self._guided, *options, **settings.solver_options))
+                stack.enter_context(positions_of(self._model.mmdit, *self._shape[1:]))
             for _ in self:
                 pass
             return self.result()

@@ -3,9 +3,11 @@
 import copy
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import sd35
 from mmdit import MMDiT, MMDiTConfig
@@ -15,6 +17,7 @@ from sd35.memory import GB, PLANS, SPARE, Needs, Plan, choose, free_memory, leve
 from sd35.tasks.generate import Generate, Generation
 from textenc.by_layers import by_layers
 from vae import VAEConfig
+from vae.tiling import encode_tiled
 
 MEDIUM = MMDiTConfig(
     dim=1536,
@@ -59,10 +62,18 @@ def test_modulation_first_draws_the_same_bits_and_gives_the_layers_back(tiny, gi
     pipe = replace(tiny, plan=Plan(release=True))
     generation = Generation(pipe, Generate.of("a red circle", OPTIONS | given))
     seen, run = set[int](), generation._guided._run
-    look = lambda *args: seen.add(layers_of(pipe.mmdit)) or run(*args)  # noqa: E731
+    table, sizes = pipe.mmdit.pos_embed, set[int]()
+
+    def look(*args: Any) -> Tensor:
+        seen.add(layers_of(pipe.mmdit))
+        sizes.add(pipe.mmdit.pos_embed.shape[1])
+        return run(*args)
+
     monkeypatch.setattr(generation._guided, "_run", look)
     drawn = generation.run()
     assert seen == {0}
+    assert sizes == {4 * 4} != {table.shape[1]}
+    assert pipe.mmdit.pos_embed is table
     assert layers_of(pipe.mmdit) > 0
     assert torch.equal(drawn.latents, expected.latents)
     assert torch.equal(drawn.image, expected.image)
@@ -109,6 +120,10 @@ def test_low_and_lowest_on_a_cpu(model_folder, pipe) -> None:
     assert torch.equal(tiled.latents, expected.latents)
     assert not torch.equal(tiled.image, expected.image)
     assert tiled.settings.made_with["tile"] == "2"
+    image = expected.image[:1]
+    encoded = replace(pipe, plan=Plan(tile=2)).encode(image)
+    assert torch.equal(encoded, encode_tiled(pipe.vae, image, tile=2, overlap=0))
+    assert not torch.equal(encoded, pipe.encode(image))
     with pytest.raises(SettingsError, match="memory must be one of auto, off, low, lowest"):
         sd35.load(model_folder, memory="least")  # pyright: ignore[reportArgumentType]
 
@@ -135,6 +150,7 @@ def test_needs_are_those_of_the_documentation() -> None:
         modulation = [module for module in MMDiT(MEDIUM).modules() if isinstance(module, AdaLN)]
     weights = sum(one.numel() for module in modulation for one in module.parameters() if one.ndim == 2)
     assert medium.modulation == 2 * weights
+    assert medium.positions == 2 * (384**2 - 64**2) * MEDIUM.dim
     peaks = [round(medium.peak(PLANS[level]) / GB, 1) for level in ("off", "low", "lowest")]
     assert peaks == [17.9, 14.6, 6.5]
 

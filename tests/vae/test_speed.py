@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import weights
-from vae.blocks import ResnetBlock, UpsampledConv
+from vae.blocks import GroupNorm, ResnetBlock, UpsampledConv, norm_by_channels
 from vae.tiling import decode_tiled, encode_tiled
 
 
@@ -29,6 +29,32 @@ def test_four_small_convolutions_are_one_of_the_upsampled_map(dtype, limit, layo
         torch.autograd.grad(folded, leaves, seed), torch.autograd.grad(plain, leaves, seed), strict=True
     ):
         assert (ours - theirs).abs().max() < 4 * limit * theirs.abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("mean", [0, 10])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_statistics_by_channels_are_those_of_the_groups(dtype, mean, layout):
+    """To rounding, which E[x²] - E[x]² multiplies by 1 + mean² / variance."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 96, 24, 31, generator=generator, dtype=torch.float64) + mean
+    norm = GroupNorm(96).double().requires_grad_(False)
+    norm.weight.copy_(torch.rand(96, generator=generator, dtype=torch.float64) - 0.5)
+    norm.bias.copy_(torch.rand(96, generator=generator, dtype=torch.float64) - 0.5)
+    x, norm = x.to(dtype).contiguous(memory_format=layout), norm.to(dtype)
+    y = norm_by_channels(x, 32, norm.weight, norm.bias, norm.eps)
+    assert y.dtype == dtype
+    assert y.stride() == x.stride()
+    exact = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    inside = torch.finfo(torch.promote_types(dtype, torch.float32)).eps * 16 * (1 + mean**2)
+    assert ((y.double() - exact).abs() <= torch.finfo(dtype).eps / 2 * exact.abs() + inside).all()
+
+
+def test_a_flat_map_becomes_the_bias():
+    """Where rounding would make the variance negative."""
+    x = torch.full((1, 32, 9, 7), 0.1, dtype=torch.bfloat16)
+    weight, bias = torch.ones(2, 32, dtype=torch.bfloat16)
+    assert (norm_by_channels(x, 32, weight, bias, 1e-6) - 1).abs().max() < 0.02
 
 
 def layouts(vae: nn.Module) -> list[bool]:
