@@ -6,7 +6,6 @@ import torch
 from lessons_judged import clocked, decibels, ends, known, right, told
 
 import sd35
-from sd35.train.reflow import FOLDER
 from sd35.train.state import FILE
 from vae.image import to_uint8
 
@@ -19,10 +18,10 @@ CONVERGED = 24
 """Steps of Runge and Kutta, each of four evaluations, that the guided flow is followed with to its end."""
 
 
-def lesson(folder: Path, steps: int, pairs: int = PAIRS) -> None:
+def lesson(folder: Path, steps: int) -> None:
     """Train, and measure how near to the end of the guided flow so many steps of Euler come."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prompts.txt").write_text("\n".join(known(pairs, seed=21)))
+    (folder / "prompts.txt").write_text("\n".join(known(PAIRS, seed=21)))
     tested = known(TESTED, seed=22)
     pipe = sd35.load("tiny")
     converged = ends(pipe, tested, steps=CONVERGED, scale=GUIDANCE, solver="rk4")
@@ -45,16 +44,16 @@ def lesson(folder: Path, steps: int, pairs: int = PAIRS) -> None:
             folder / "run",
             places={"dtype": "bfloat16", "resume": resume, "progress": True},
             whole=True,
-            pairs=pairs,
+            pairs=PAIRS,
             pair_solver="ab2",
-            pair_steps=20,
+            pair_steps=24,
             steps=steps,
             batch_size=8,
-            learning_rate=3e-4,
+            learning_rate=5e-4,
+            optimizer="muon",
+            density="uniform",
             warmup=20 if steps > 20 else 0,
             save_every=100,
         )
     taught = sd35.load(path, vae="tiny", text_encoders="tiny", dtype=torch.float32)
-    told("reflow", when="after", steps=steps, **spent, **measured(taught, 1.0))
-    pair_count = len(list((folder / "run" / FOLDER).glob("*.safetensors")))
-    told("reflow", pairs=pair_count)
+    told("reflow", when="after", pairs=PAIRS, steps=steps, **spent, **measured(taught, 1.0))

@@ -23,6 +23,8 @@ from sd35.train.targets import target_paths
 
 STEPS, GUIDANCE = 8, 4.5
 """With which pictures are drawn for the reward."""
+DEFAULT = 28
+"""Steps of a picture that is drawn for its own sake."""
 REWARDED = 400
 HARD, ANY = 48, 100
 """Prompts that are measured: of what guidance breaks, and of one and of two shapes."""
@@ -77,25 +79,25 @@ def hard_prompts(count: int) -> list[str]:
     return hard[:count]
 
 
-def measured(pipe: sd35.Pipeline, folder: Path, when: str, size: int, **more: int) -> None:
+def measured(pipe: sd35.Pipeline, folder: Path, when: str, **more: int) -> None:
     """Draw what is measured by the lesson's steps and by the default's, and tell how much is right."""
-    hard = hard_prompts(min(HARD, size))
+    hard = hard_prompts(HARD)
     shares = {}
     for name, prompts, steps in (
-        (f"stars on the right, {STEPS} steps", hard, STEPS),
-        ("stars on the right, 28 steps", hard, 28),
-        ("one shape, 28 steps", held_out_prompts(min(ANY, size), shapes=1, seed=32), 28),
-        ("two shapes, 28 steps", held_out_prompts(min(ANY, size), shapes=2, seed=33), 28),
+        ("stars on the right", hard, STEPS),
+        ("stars on the right", hard, DEFAULT),
+        ("one shape", held_out_prompts(ANY, shapes=1, seed=32), DEFAULT),
+        ("two shapes", held_out_prompts(ANY, shapes=2, seed=33), DEFAULT),
     ):
         drawn = pictures(pipe, prompts, steps=steps, scale=GUIDANCE)
-        shares[name] = f"{right(drawn, prompts)} of {len(prompts)}"
-        save_strip(folder / f"{when}-{name.split(',')[0].replace(' ', '-')}-{steps}.png", drawn[:8])
+        shares[f"{name}, {steps} steps"] = f"{right(drawn, prompts)} of {len(prompts)}"
+        save_strip(folder / f"{when}, {name}, {steps}.png", drawn[:8])
     told("reward", when=when, right=shares, **more)
 
 
-def lesson(folder: Path, steps: int, size: int = 1000) -> None:
+def lesson(folder: Path, steps: int) -> None:
     """Train a LoRA of rank 16 by rounds of eight pictures, and measure before and after."""
-    measured(sd35.load("tiny"), folder, "before", size)
+    measured(sd35.load("tiny"), folder, "before")
     scenes = rewarded(REWARDED, seed=30)
     pipe = sd35.load("tiny", dtype=torch.bfloat16)
     paths = {"mmdit": target_paths(pipe.mmdit, ("blocks",))}
@@ -120,4 +122,4 @@ def lesson(folder: Path, steps: int, size: int = 1000) -> None:
             watch=watch,
         )
     path = save_lora(pipe, folder / "lora.safetensors")
-    measured(sd35.load("tiny", lora=path), folder, "after", size, rounds=steps, **spent)
+    measured(sd35.load("tiny", lora=path), folder, "after", rounds=steps, **spent)
