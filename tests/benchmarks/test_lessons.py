@@ -1,4 +1,4 @@
-"""The lessons of the embedded model, shortened to a step: that they run, and that those who judge also say no."""
+"""The lessons of the embedded model, shortened to a step: that they run, and that their judges also say no."""
 
 import importlib
 import json
@@ -53,8 +53,7 @@ def test_what_is_rewarded_is_what_the_prompt_says(lesson) -> None:
     assert [reward.is_hard(scene) for scene in scenes.values()] == [True, False] * 4
     painted, likeness = draw(list(scenes.values()), seeded(2)), reward.Likeness(scenes)
     own, others = likeness(painted, list(scenes)), likeness(painted.roll(1, 0), list(scenes))
-    assert own.min() > -0.02
-    assert others.max() < -0.1
+    assert others.max() < 5 * own.min() < 0
 
 
 def test_hexagons_are_taught_both_ways(lesson, results, tmp_path) -> None:
