@@ -1,4 +1,4 @@
-"""The lessons of the embedded model, shortened to a step: that they run, and that their judges also say no."""
+"""Lessons of the embedded model, shortened to a step: that they run, and that their judges also say no."""
 
 import importlib
 import json
