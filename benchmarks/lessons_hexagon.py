@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sd35.noise import seeded
 from sd35.tiny import outlines
 from sd35.tiny.captions import caption, parse
 from sd35.tiny.painting import draw
-from sd35.tiny.scenes import Scene, random_scene
+from sd35.tiny.scenes import COLOURS, PLACES, Scene, random_scene
 from sd35.train.state import FILE
 from vae.image import to_pil
 
@@ -25,6 +26,8 @@ SHOWN, TESTED, KEPT = 20, 16, 24
 """Pictures that are trained on; prompts of other hexagons; prompts of what shall stay as it is."""
 STEPS = 12
 """Of the solver, for pictures that are judged."""
+SEEN = ("medium", "large")
+"""Sizes at which its corners are seen."""
 STAND_IN = "circle"
 """What a painter and a grammar that know no hexagon are asked for in its place."""
 
@@ -37,12 +40,17 @@ def hexagon(u: Tensor, v: Tensor) -> Tensor:
 
 
 def scenes(count: int, seed: int, but: Sequence[Scene] = ()) -> list[Scene]:
-    """Different scenes of one hexagon, large enough that its corners are seen."""
+    """Different scenes of one hexagon: sizes and places in turn, since what is never shown fails, and colours.
+
+    The colours begin with that of the seed: by 7 and by 10, none is at the same place in the same size.
+    """
     source, found = seeded(seed), []
+    where, colours = list(product(SEEN, PLACES)), list(COLOURS)
     while len(found) < count:
-        scene = random_scene(source, shapes=1)
+        scene, number = random_scene(source, shapes=1), len(found)
         shape = scene.shapes[0]
-        if shape.kind == STAND_IN and shape.size != "small" and scene not in (*found, *but):
+        wanted = STAND_IN, colours[(number + seed) % len(colours)], *where[number % len(where)]
+        if (shape.kind, shape.colour, shape.size, shape.place) == wanted and scene not in (*found, *but):
             found.append(scene)
     return found
 
@@ -87,7 +95,7 @@ def lesson(folder: Path, steps: int) -> None:
     """Teach both ways, and judge hexagons and the rest before and after."""
     shown = scenes(SHOWN, seed=7)
     paint(folder / "pictures", shown)
-    tested = [words(scene, number) for number, scene in enumerate(scenes(TESTED, 9, but=shown))]
+    tested = [words(scene, number) for number, scene in enumerate(scenes(TESTED, seed=10, but=shown))]
     rest = known(KEPT, seed=11)
     common = {
         "steps": steps,
