@@ -40,7 +40,7 @@ def hexagon(u: Tensor, v: Tensor) -> Tensor:
 
 
 def scenes(count: int, seed: int, but: Sequence[Scene] = ()) -> list[Scene]:
-    """Different scenes of one hexagon: sizes and places in turn, since what is never shown fails, and colours.
+    """Different scenes of one hexagon: sizes and places in turn, as what is never shown fails, and colours.
 
     The colours begin with that of the seed: by 7 and by 10, none is at the same place in the same size.
     """
