@@ -75,6 +75,7 @@ def test_a_reward_is_measured_on_what_it_did_not_see(lesson, results, tmp_path) 
     reward = lesson("reward", ONE=1, TWO=1, STEPS=1, DEFAULT=1)
     assert not reward.rewarded(50, seed=30).keys() & set(reward.held_out_prompts(99, shapes=1, seed=32))
     reward.lesson(tmp_path, 1)
-    before, after = results()
+    trained, before, after = results()
+    assert trained["rounds"] == 1
     assert before["right"].keys() == after["right"].keys()
     assert (tmp_path / "lora.safetensors").is_file()
