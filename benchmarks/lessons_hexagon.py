@@ -24,8 +24,8 @@ from vae.image import to_pil
 
 SHOWN, TESTED, KEPT = 20, 16, 24
 """Pictures that are trained on; prompts of other hexagons; prompts of what shall stay as it is."""
-STEPS = 12
-"""Of the solver, for pictures that are judged."""
+STEPS, SCALES = 12, (4.5, 1.0)
+"""Of the solver and of guidance, for pictures that are judged."""
 SEEN = ("medium", "large")
 """Sizes at which its corners are seen."""
 STAND_IN = "circle"
@@ -107,33 +107,37 @@ def lesson(folder: Path, steps: int) -> None:
         "warmup": 20 if steps > 20 else 0,
         "save_every": 100,
     }
-    pipe = sd35.load("tiny")
-    rows, before = [pictures(pipe, tested, steps=STEPS)], pictures(pipe, rest, steps=STEPS)
-    of_all = {"hexagons": TESTED, "rest": KEPT}
-    told("hexagon", when="before", of=of_all, hexagons=_count(rows[0], tested), rest=right(before, rest))
+    strips: list[np.ndarray] = []
+    before: dict[float, np.ndarray] = {}
     for name, train in ways(folder, common).items():
         with clocked() as spent:
             path = train()
-        pipe = sd35.load("tiny", lora=path)
-        rows.append(pictures(pipe, tested, steps=STEPS))
-        after = pictures(pipe, rest, steps=STEPS)
-        kept = {"rest": right(after, rest), "rest_decibels": decibels(after, before)}
-        told("hexagon", when=f"{name} prior", steps=steps, **spent, hexagons=_count(rows[-1], tested), **kept)
-    save_strip(folder / "hexagons.png", *(row[:8] for row in rows))
+        told("hexagon", when=name, hexagons=TESTED, rest=KEPT, **spent)
+        pipe = sd35.load("tiny", lora=path, dtype=torch.bfloat16)
+        for scale in SCALES:
+            drawn, after = (pictures(pipe, each, steps=STEPS, scale=scale) for each in (tested, rest))
+            found = {"hexagons": _count(drawn, tested), "rest": right(after, rest)}
+            if path is not None:
+                found["decibels"] = decibels(after, before[scale])
+            told("hexagon", when=name, guidance=scale, right=found)
+            before.setdefault(scale, after)
+            strips.append(drawn[:8])
+    save_strip(folder / "hexagons.png", *strips)
 
 
-def ways(folder: Path, common: dict[str, Any]) -> dict[str, Callable[[], Path]]:
-    """Both ways to train; a run that was cut off goes on."""
+def ways(folder: Path, common: dict[str, Any]) -> dict[str, Callable[[], Path | None]]:
+    """Not to train, and both ways to train; a run that was cut off goes on."""
 
     def places(name: str) -> dict[str, Any]:
         resume = (folder / name / FILE).is_file()
         return {"cache": folder / "cache", "resume": resume, "dtype": "bfloat16", "progress": True}
 
     return {
-        "without": lambda: sd35.train_lora(
+        "before": lambda: None,
+        "without prior": lambda: sd35.train_lora(
             "tiny", folder / "pictures", folder / "without", places=places("without"), **common
         ),
-        "with": lambda: sd35.train_dreambooth(
+        "with prior": lambda: sd35.train_dreambooth(
             "tiny",
             folder / "pictures",
             folder / "with",

@@ -90,7 +90,8 @@ def right(drawn: np.ndarray, prompts: Sequence[str]) -> int:
 def decibels(found: torch.Tensor | np.ndarray, wanted: torch.Tensor | np.ndarray) -> float:
     """How near tensors or pictures are: their mean square over that of the difference."""
     found, wanted = (torch.as_tensor(one, dtype=torch.float64) for one in (found, wanted))
-    return round(float(10 * torch.log10(wanted.square().mean() / (found - wanted).square().mean())), 2)
+    ratio = wanted.square().mean() / (found - wanted).square().mean()
+    return round(float(10 * torch.log10(ratio)), 2)
 
 
 def save_strip(path: Path, *rows: np.ndarray) -> None:

@@ -41,9 +41,10 @@ def train_nft(
 ) -> None:
     """Train what is on a pipeline toward a reward, by DiffusionNFT.
 
-    A round draws `pictures` of one prompt by the old policy, judges them, and takes one step on them, each at
-    one of the sampler's levels. The authors train without guidance. With it, the policy is the guided
-    velocity, which then is what the loss looks at, and both of its halves learn.
+    A round draws `pictures` of one prompt by the old policy, judges them, and takes one step on them, at one
+    of the sampler's levels and with one noise: what errors they have in common cancels then, since advantages
+    add up to zero. The authors train without guidance. With it, the policy is the guided velocity, which then
+    is what the loss looks at, and both of its halves learn.
 
     Args:
         pipe: a `Pipeline` with a LoRA that `fresh_lora` has put on it.
@@ -76,9 +77,10 @@ def train_nft(
         advantage = advantages(scores.double(), [prompt] * pictures).to(data)
         if watch is not None:
             watch(number, float(scores.double().mean()))
-        place = torch.randint(steps, (pictures,), generator=seeded(seed, LEVEL, number))
-        sigma = sigmas[place].to(data)
-        x = interpolate(data, torch.randn(data.shape, generator=seeded(seed, NOISE, number)).to(data), sigma)
+        place = torch.randint(steps, (1,), generator=seeded(seed, LEVEL, number))
+        sigma = sigmas[place].to(data).expand(pictures)
+        noise = torch.randn(data[:1].shape, generator=seeded(seed, NOISE, number)).to(data)
+        x = interpolate(data, noise.expand_as(data), sigma)
         with policy(parameters, old):
             v_old = velocity(x, sigma)
         with policy(parameters, start):
