@@ -116,13 +116,14 @@ def lesson(folder: Path, steps: int) -> None:
         pipe = sd35.load("tiny", lora=path, dtype=torch.bfloat16)
         for scale in SCALES:
             drawn, after = (pictures(pipe, each, steps=STEPS, scale=scale) for each in (tested, rest))
-            found = {"hexagons": _count(drawn, tested), "rest": right(after, rest)}
+            found: dict[str, float] = {"hexagons": _count(drawn, tested), "rest": right(after, rest)}
             if path is not None:
                 found["decibels"] = decibels(after, before[scale])
             told("hexagon", when=name, guidance=scale, right=found)
             before.setdefault(scale, after)
-            strips.append(drawn[:8])
-    save_strip(folder / "hexagons.png", *strips)
+            if scale == SCALES[-1]:
+                strips.append(drawn[:8])
+    save_strip(folder / "hexagons.jpg", *strips)
 
 
 def ways(folder: Path, common: dict[str, Any]) -> dict[str, Callable[[], Path | None]]:

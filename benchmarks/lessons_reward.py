@@ -82,7 +82,7 @@ def measured(pipe: sd35.Pipeline, folder: Path, when: str) -> None:
     ):
         drawn = pictures(pipe, prompts, steps=steps, scale=GUIDANCE)
         shares[f"{name}, {steps} steps"] = f"{right(drawn, prompts)} of {len(prompts)}"
-        save_strip(folder / f"{when}, {name}, {steps}.png", drawn[:8])
+        save_strip(folder / f"{when}, {name}, {steps}.jpg", drawn[:8])
     told("reward", when=when, right=shares)
 
 
