@@ -63,6 +63,13 @@ class FullTraining(Training):
         return True
 
 
+def _deterministic() -> tuple[str, ...]:
+    """Solvers that a pair can be made by: of a stochastic one, the noise does not belong to the end."""
+    from flow import SOLVERS  # when a value is checked: torch takes seconds
+
+    return tuple(name for name, one in SOLVERS.items() if not one.stochastic)
+
+
 def _whole() -> Any:
     """The setting of ways that train a LoRA or all weights."""
     return setting(False, Switch(), "train all weights in place of a LoRA", decides="flow")
@@ -101,6 +108,9 @@ class ReflowTraining(LoraTraining):
 
     pairs: int = setting(1000, Whole(1), "how many the model makes first", decides="flow")
     pair_steps: int = setting(28, Whole(1), "steps of each", decides="flow")
+    pair_solver: str = setting(
+        "euler", Name(_deterministic), "how those are taken; heun and ab2 end nearer", decides="flow"
+    )
     pair_guidance: float = setting(
         4.5, Number(), "guidance of each, which becomes part of the new flow", decides="flow"
     )

@@ -92,29 +92,44 @@ def read_prompts(path: Path) -> list[str]:
 
 def make_pairs(session: Session, training: ReflowTraining, mmdit: MMDiT, prompts: Sequence[str]) -> Cache:
     """Draw the pairs that are not there yet: number k by prompt k, in turn, and by the seed + k."""
-    made_by = digest(
-        session.found.fingerprint,
-        *prompts,
-        f"{training.pair_steps} {training.pair_guidance} {training.seed} {training.schedule_shift}",
+    drawn_by = (
+        f"{training.pair_solver} {training.pair_steps} {training.pair_guidance} {training.schedule_shift}"
     )
+    made_by = digest(session.found.fingerprint, *prompts, f"{drawn_by} {training.seed}")
     pairs = Cache(session.folder / FOLDER, made_by)
-    missing = [number for number in range(training.pairs) if not pairs.has(f"{number:06}")]
     sigmas = flow.sigmas(training.pair_steps, schedule_shift=training.schedule_shift)
-    factor = session.found.vae.factor
-    width, height = session.size
-    shape = (mmdit.config.channels, height // factor, width // factor)
-    empty = session.encode(EMPTY)
-    for number in bar(missing, shown=session.places.progress and session.world.is_main, desc=FOLDER):
-        cond = session.encode(prompts[int(number) % len(prompts)])
-        velocity = flow.guided(
-            lambda x, sigma, cond=cond: mmdit(x, sigma, *cond),
-            lambda x, sigma: mmdit(x, sigma, *empty),
-            training.pair_guidance,
-        )
-        noise = draw_noise(generators([training.seed + number]), shape).to(session.device)
-        pair = next(flow.reflow_pairs(velocity, [noise], sigmas))
-        pairs.kept(f"{number:06}", lambda pair=pair: {"noise": pair.noise, "latents": pair.data})
+    count, size = training.pairs, training.batch_size
+    drawn_together = [range(first, min(first + size, count)) for first in range(0, count, size)]
+    missing = [numbers for numbers in drawn_together if not all(pairs.has(f"{one:06}") for one in numbers)]
+    for numbers in bar(missing, shown=session.places.progress and session.world.is_main, desc=FOLDER):
+        velocity = guided_velocity(session, training, mmdit, [prompts[one % len(prompts)] for one in numbers])
+        noise = draw_noise(generators([training.seed + one for one in numbers]), shape_of(session, mmdit))
+        made = next(flow.reflow_pairs(velocity, [noise.to(session.device)], sigmas, training.pair_solver))
+        for row, number in enumerate(numbers):
+            pair = {"noise": made.noise[row : row + 1], "latents": made.data[row : row + 1]}
+            pairs.kept(f"{number:06}", lambda pair=pair: pair)
     return pairs
+
+
+def shape_of(session: Session, mmdit: MMDiT) -> tuple[int, int, int]:
+    """Of the latents of one picture."""
+    (width, height), factor = session.size, session.found.vae.factor
+    return mmdit.config.channels, height // factor, width // factor
+
+
+def guided_velocity(
+    session: Session, training: ReflowTraining, mmdit: MMDiT, prompts: Sequence[str]
+) -> flow.Velocity:
+    """The flow that pairs are made by, of a batch with these prompts."""
+    texts = [session.encode(prompt) for prompt in prompts]
+    context, pooled = (torch.cat(part) for part in zip(*texts, strict=True))
+    empty_context, empty_pooled = session.encode(EMPTY)
+    empty = empty_context.expand_as(context), empty_pooled.expand_as(pooled)
+    return flow.guided(
+        lambda x, sigma: mmdit(x, sigma, context, pooled),
+        lambda x, sigma: mmdit(x, sigma, *empty),
+        training.pair_guidance,
+    )
 
 
 def paired(session: Session, training: ReflowTraining, pairs: Cache, prompts: Sequence[str]) -> LossOf:

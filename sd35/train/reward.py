@@ -32,16 +32,19 @@ def train_nft(
     rounds: int,
     pictures: int = 8,
     steps: int = 10,
+    guidance_scale: float = 1.0,
     learning_rate: float = 3e-4,
     beta: float = 1.0,
     kl: float = 1e-4,
     seed: int = 0,
     watch: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train what is on a pipeline toward a reward, by DiffusionNFT, without guidance.
+    """Train what is on a pipeline toward a reward, by DiffusionNFT.
 
-    A round draws `pictures` of one prompt by the old policy, judges them, and takes one step on them, each at
-    one of the sampler's levels.
+    A round draws `pictures` of one prompt by the old policy, judges them, and takes one step on them, at one
+    of the sampler's levels and with one noise: what errors they have in common cancels then, since advantages
+    add up to zero. The authors train without guidance. With it, the policy is the guided velocity, which then
+    is what the loss looks at, and both of its halves learn.
 
     Args:
         pipe: a `Pipeline` with a LoRA that `fresh_lora` has put on it.
@@ -51,6 +54,7 @@ def train_nft(
         rounds: how many.
         pictures: of one prompt.
         steps: of the sampler, Euler's.
+        guidance_scale: of the policy; 1 is none.
         learning_rate: of AdamW.
         beta: see `nft_loss`.
         kl: likewise.
@@ -62,24 +66,21 @@ def train_nft(
     start = {name: one.detach().clone() for name, one in parameters.items()}
     sigmas = flow.sigmas(steps)
     shape = pipe.latents_shape(None, None)
+    uncond = _conditional(pipe, "", pictures)
     for number in range(rounds):
         prompt = prompts[number % len(prompts)]
         noise = draw_noise(generators(range(seed + number * pictures, seed + (number + 1) * pictures)), shape)
-        text = pipe.encode_prompt(prompt)
-        context, pooled = text.context.expand(pictures, -1, -1), text.pooled.expand(pictures, -1)
-
-        def velocity(x: Tensor, sigma: Tensor, context: Tensor = context, pooled: Tensor = pooled) -> Tensor:
-            return pipe.mmdit(x, sigma, context, pooled)
-
+        velocity = flow.guided(_conditional(pipe, prompt, pictures), uncond, guidance_scale)
         with policy(parameters, old):
             data = flow.solve(velocity, noise.to(pipe.device), sigmas)
             scores = reward(pipe.decode(data).cpu(), [prompt] * pictures)
         advantage = advantages(scores.double(), [prompt] * pictures).to(data)
         if watch is not None:
             watch(number, float(scores.double().mean()))
-        place = torch.randint(steps, (pictures,), generator=seeded(seed, LEVEL, number))
-        sigma = sigmas[place].to(data)
-        x = interpolate(data, torch.randn(data.shape, generator=seeded(seed, NOISE, number)).to(data), sigma)
+        place = torch.randint(steps, (1,), generator=seeded(seed, LEVEL, number))
+        sigma = sigmas[place].to(data).expand(pictures)
+        noise = torch.randn(data[:1].shape, generator=seeded(seed, NOISE, number)).to(data)
+        x = interpolate(data, noise.expand_as(data), sigma)
         with policy(parameters, old):
             v_old = velocity(x, sigma)
         with policy(parameters, start):
@@ -167,6 +168,13 @@ def train_grpo(
             (loss / steps).backward()
         nn.utils.clip_grad_norm_([*parameters.values()], 1.0)
         optimizer.step()
+
+
+def _conditional(pipe: Any, prompt: str, pictures: int) -> flow.Velocity:
+    """The velocity of a batch with one prompt."""
+    text = pipe.encode_prompt(prompt)
+    context, pooled = text.context.expand(pictures, -1, -1), text.pooled.expand(pictures, -1)
+    return lambda x, sigma: pipe.mmdit(x, sigma, context, pooled)
 
 
 @contextmanager

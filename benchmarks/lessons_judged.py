@@ -1,0 +1,103 @@
+"""What the lessons share: prompts, pictures drawn many at once, who reads them, and what is printed."""
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import flow
+import sd35
+from sd35.noise import draw_noise, generators, seeded
+from sd35.tiny.captions import caption, parse
+from sd35.tiny.scenes import random_scene
+from vae.image import to_uint8
+
+ROOT = Path(__file__).resolve().parents[1]
+TOGETHER = 16
+"""Pictures of a batch."""
+
+
+def load_judge() -> ModuleType:
+    """The judge, from where the tests have it."""
+    spec = importlib.util.spec_from_file_location("judge", ROOT / "tests" / "judge.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["judge"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+judge = load_judge()
+
+
+def told(lesson: str, **result: Any) -> None:
+    """Print a result."""
+    print(json.dumps({"lesson": lesson, **result}), flush=True)
+
+
+@contextmanager
+def clocked() -> Iterator[dict[str, int]]:
+    """Fill in the processor's seconds that the block took, and those by the clock on the wall."""
+    spent: dict[str, int] = {}
+    processor, wall = time.process_time(), time.monotonic()
+    yield spent
+    spent["processor_seconds"] = round(time.process_time() - processor)
+    spent["wall_seconds"] = round(time.monotonic() - wall)
+
+
+def known(count: int, seed: int, shapes: int | None = None) -> list[str]:
+    """Prompts of what the model knows, training's and held-out ones."""
+    source = seeded(seed)
+    return [caption(random_scene(source, shapes=shapes), source) for _ in range(count)]
+
+
+def ends(
+    pipe: sd35.Pipeline, prompts: Sequence[str], *, steps: int, scale: float, solver: str = "euler"
+) -> torch.Tensor:
+    """Latents of one picture of each prompt, number k by the seed k."""
+    parts = []
+    for first in range(0, len(prompts), TOGETHER):
+        part = list(prompts[first : first + TOGETHER])
+        velocity = pipe.velocity(part, guidance_scale=scale, batch_size=len(part))
+        noise = draw_noise(generators(range(first, first + len(part))), pipe.latents_shape(None, None))
+        with torch.inference_mode():
+            parts.append(flow.solve(velocity, noise, flow.sigmas(steps), solver))
+    return torch.cat(parts)
+
+
+def pictures(pipe: sd35.Pipeline, prompts: Sequence[str], *, steps: int, scale: float = 4.5) -> np.ndarray:
+    """The same as pictures, (B, H, W, 3) of 8 bits."""
+    with torch.inference_mode():
+        images = [pipe.decode(part) for part in ends(pipe, prompts, steps=steps, scale=scale).split(TOGETHER)]
+    return to_uint8(torch.cat(images)).movedim(1, 3).numpy()
+
+
+def right(drawn: np.ndarray, prompts: Sequence[str]) -> int:
+    """In how many pictures the judge reads what the prompt says."""
+    return sum(judge.agrees(judge.read(one), parse(p)) for one, p in zip(drawn, prompts, strict=True))
+
+
+def decibels(found: torch.Tensor | np.ndarray, wanted: torch.Tensor | np.ndarray) -> float:
+    """How near tensors or pictures are: their mean square over that of the difference."""
+    found, wanted = (torch.as_tensor(one, dtype=torch.float64) for one in (found, wanted))
+    ratio = wanted.square().mean() / (found - wanted).square().mean()
+    return round(float(10 * torch.log10(ratio)), 2)
+
+
+def save_strip(path: Path, *rows: np.ndarray) -> None:
+    """Pictures (B, H, W, 3) in rows, one below the other, with a gap of two pixels."""
+    padded = [np.pad(row, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255) for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in padded])).save(
+        path, optimize=True
+    )

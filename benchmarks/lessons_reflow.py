@@ -1,0 +1,59 @@
+"""The second lesson: fewer steps to the same end, by reflow on pairs of the model's own guided flow."""
+
+from pathlib import Path
+
+import torch
+from lessons_judged import clocked, decibels, ends, known, right, told
+
+import sd35
+from sd35.train.state import FILE
+from vae.image import to_uint8
+
+GUIDANCE = 4.5
+TESTED = 16
+"""Prompts that are measured; pairs have others."""
+PAIRS = 400
+FEW = (1, 2, 4, 8, 14)
+CONVERGED = 24
+"""Steps of Runge and Kutta, each of four evaluations, that the guided flow is followed with to its end."""
+
+
+def lesson(folder: Path, steps: int) -> None:
+    """Train, and measure how near to the end of the guided flow so many steps of Euler come."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prompts.txt").write_text("\n".join(known(PAIRS, seed=21)))
+    tested = known(TESTED, seed=22)
+    pipe = sd35.load("tiny")
+    converged = ends(pipe, tested, steps=CONVERGED, scale=GUIDANCE, solver="rk4")
+
+    def measured(pipe: sd35.Pipeline, scale: float) -> dict[str, dict[int, float | int]]:
+        found = {count: ends(pipe, tested, steps=count, scale=scale) for count in FEW}
+        with torch.inference_mode():
+            drawn = {n: to_uint8(pipe.decode(one)).movedim(1, 3).numpy() for n, one in found.items()}
+        return {
+            "decibels": {count: decibels(one, converged) for count, one in found.items()},
+            "right": {count: right(one, tested) for count, one in drawn.items()},
+        }
+
+    told("reflow", when="before", of=TESTED, **measured(pipe, GUIDANCE))
+    resume = (folder / "run" / FILE).is_file()
+    with clocked() as spent:
+        path = sd35.train_reflow(
+            "tiny",
+            folder / "prompts.txt",
+            folder / "run",
+            places={"dtype": "bfloat16", "resume": resume, "progress": True},
+            whole=True,
+            pairs=PAIRS,
+            pair_solver="ab2",
+            pair_steps=24,
+            steps=steps,
+            batch_size=8,
+            learning_rate=5e-4,
+            optimizer="muon",
+            density="uniform",
+            warmup=20 if steps > 20 else 0,
+            save_every=100,
+        )
+    taught = sd35.load(path, vae="tiny", text_encoders="tiny", dtype=torch.float32)
+    told("reflow", when="after", pairs=PAIRS, steps=steps, **spent, **measured(taught, 1.0))

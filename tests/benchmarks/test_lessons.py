@@ -1,0 +1,80 @@
+"""Lessons of the embedded model, shortened to a step: that they run, and that their judges also say no."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from sd35.noise import seeded
+from sd35.tiny.painting import draw
+from vae.image import to_uint8
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def lesson(monkeypatch):
+    """A lesson's module by its name, with other constants."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def module(name: str, **constants):
+        found = importlib.import_module(f"lessons_{name}")
+        for constant, value in constants.items():
+            monkeypatch.setattr(found, constant, value)
+        return found
+
+    return module
+
+
+@pytest.fixture
+def results(capsys):
+    """What was printed, without the name of the lesson."""
+    return lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_hexagon_is_told_from_a_circle(lesson, monkeypatch, tmp_path) -> None:
+    hexagons = lesson("hexagon")
+    shown = hexagons.scenes(6, seed=1)
+    assert hexagons.scenes(6, seed=1, but=shown[:1])[0] not in shown[:1]
+    prompts = [hexagons.words(scene, number) for number, scene in enumerate(shown)]
+    circles = to_uint8(draw(shown, seeded(2))).movedim(1, 3).numpy()
+    monkeypatch.setitem(hexagons.outlines.KINDS, "circle", hexagons.hexagon)
+    painted = to_uint8(draw(shown, seeded(2))).movedim(1, 3).numpy()
+    for prompt, other, circle, one in zip(prompts, prompts[1:] + prompts[:1], circles, painted, strict=True):
+        assert hexagons.is_hexagon(one, prompt)
+        assert not hexagons.is_hexagon(one, other)
+        assert not hexagons.is_hexagon(circle, prompt)
+
+
+def test_what_is_rewarded_is_what_the_prompt_says(lesson) -> None:
+    reward = lesson("reward")
+    scenes = reward.rewarded(8, seed=1)
+    painted, likeness = draw(list(scenes.values()), seeded(2)), reward.Likeness(scenes)
+    assert likeness(painted, list(scenes)).min() > 0.5 > likeness(painted.roll(1, 0), list(scenes)).max()
+
+
+def test_hexagons_are_taught_both_ways(lesson, results, tmp_path) -> None:
+    lesson("hexagon", TESTED=1, KEPT=1, STEPS=1).lesson(tmp_path, 1)
+    found = [one for one in results() if "right" in one]
+    assert [one["when"] for one in found[::2]] == ["before", "without prior", "with prior"]
+    assert found[0]["right"]["hexagons"] == 0
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 20
+    assert (tmp_path / "with" / "class" / "00000.png").is_file()
+
+
+def test_a_reflow_is_measured_by_the_end_of_the_guided_flow(lesson, results, tmp_path) -> None:
+    lesson("reflow", TESTED=1, CONVERGED=1, FEW=(1,), PAIRS=1).lesson(tmp_path, 1)
+    before, after = results()
+    assert before["decibels"].keys() == after["decibels"].keys() == {"1"}
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_reward_is_measured_on_what_it_did_not_see(lesson, results, tmp_path) -> None:
+    reward = lesson("reward", ONE=1, TWO=1, STEPS=1, DEFAULT=1)
+    assert not reward.rewarded(50, seed=30).keys() & set(reward.held_out_prompts(99, shapes=1, seed=32))
+    reward.lesson(tmp_path, 1)
+    trained, before, after = results()
+    assert trained["rounds"] == 1
+    assert before["right"].keys() == after["right"].keys()
+    assert (tmp_path / "lora.safetensors").is_file()
