@@ -98,7 +98,7 @@ class Report:
     @property
     def _apart(self) -> list[tuple[float, float, int]]:
         """How far the two ways were apart after the first step and after the last, and the sample."""
-        first, last = self.steps[0].apart or (), self.steps[-1].apart or ()
+        first, last = (step.apart or () for step in (self.steps[0], self.steps[-1]))
         return [(*ends, sample) for sample, ends in enumerate(zip(first, last, strict=True))]
 
     @property
