@@ -36,6 +36,8 @@ class Row:
     evaluations: list[float] = field(default_factory=list)
     missed: int = 0  # samples of which the report said that a step did not converge
     suspected: int = 0  # and those in which it saw a step that may fold
+    poor: int = 0  # those whose noise it says is not worth much
+    overrated: int = 0  # and those whose noise was worth less than it said
 
     def add(self, found: Tensor, true: Tensor, evaluations: float) -> None:
         """Take in one batch."""
@@ -54,12 +56,13 @@ class Row:
         return flow.closeness(torch.cat(self.found), torch.cat(self.true))
 
     def cells(self, naive: float) -> list[str]:
-        """Evaluations, as a multiple of the naive inverse's too, PSNR (its median too) and cosine."""
+        """Evaluations, as a multiple of the naive inverse's too, PSNR (and of the samples) and cosine."""
         close = self.closeness
-        psnr, median = f"{close.total_psnr:.1f}", f"{float(close.psnr.median()):.1f}"
+        own = close.psnr
+        psnr = [f"{db:.1f}" for db in (close.total_psnr, own.min(), own.median(), own.max())]
         if close.total_mse == 0:
-            psnr, median = "equal bits", ""
-        return [f"{self.cost:.0f}", f"{self.cost / naive:.1f}", psnr, median, f"{close.total_cosine:.6f}"]
+            psnr = ["equal bits", "", "", ""]
+        return [f"{self.cost:.0f}", f"{self.cost / naive:.1f}", *psnr, f"{close.total_cosine:.6f}"]
 
 
 def show(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,6 +9,19 @@ solver follows, evaluating only what it needs. The variants of the literature ar
 Both kinds work on what guidance does. Where it does nothing, at scale 1 and outside the interval, neither is
 called and the conditional velocity is followed as it is.
 
+Guidance is what makes a generation hard to invert. Write D for the denoised state and look along a direction
+that the prompt decides. Without the prompt a path may go on either way, so that D_u' there is 1 or more; with
+it the way is decided, and D_c' is near 0. The guided slope is then
+
+    D' = D_c' + (s - 1) (D_c' - D_u'),    at s = 4.5 about -3.5 D_u'
+
+The flow shrinks an error as σ^(1 - D'), and an Euler step multiplies it by ρ + (1 - ρ) D', ρ = σ' / σ, and
+folds below zero. On the embedded model, along the error that grows most on the way back (three prompts, σ
+from 0.2 to 0.97), D_c' is 0 to 0.6, D_u' 0.7 to 3.9 and D' -0.5 to -14: what rounding leaves at the data,
+1e-7, is multiplied up to a million times. Below σ = 0.7 there is little to gain for it: |D_c - D_u|, 38 to 88
+at σ = 1, is 3 there, as the path is decided. So guide in an `interval` of (0.7, 1), and there with the `norm`
+of `apg(1, norm)`: a difference of fixed length has no slope along itself.
+
 Both reference implementations run the two halves as one batch, one [cond, uncond], the other [uncond,
 cond]; the order has no effect, and `together` is where a caller may do so.
 """

@@ -6,6 +6,10 @@ converges where the plain iteration diverges, as it does in the last steps of a 
 
 What the tolerance is worth depends on where it is spent: the last steps contract, so that on the way back
 their errors are multiplied many times. It is proportional to σ^1.5.
+
+How many times they are multiplied no residual tells: every step may converge and the noise be wrong. So two
+ways are gone at once. A coarse one finds where the fine one should look, and the fine one says how far off
+the coarse one is, from step to step and in the end.
 """
 
 import math
@@ -21,7 +25,10 @@ from ..solvers.base import Velocity, prepare
 from ..solvers.runge_kutta import SLOPES, slope_of
 from ..solvers.table import lookup
 from .report import InverseStep, StepReport
-from .search import solve_step
+from .search import Found, solve_step
+
+GROWTH = (0.3, 8.0)
+"""Bounds on how the difference of two ways is expected to grow from one step to the next."""
 
 
 def exact(
@@ -32,6 +39,7 @@ def exact(
     solver: str = "euler",
     accuracy: float = 1e-4,
     max_evaluations: int = 30,
+    check: bool = True,
 ) -> Iterator[InverseStep]:
     """Find the noise that a generation by Euler's or another one-step method started from.
 
@@ -50,6 +58,9 @@ def exact(
             samples of the batch alone.
         max_evaluations: of the velocity, per step; a step that is not done by then is reported with how far
             it came. A trial of a beginning takes as many as a step of the solver: 1, 2, 2 and 4.
+        check: go the coarse way too, with the root of `accuracy` and data rounded otherwise, so that the
+            report has what the noise is at least worth. At 1e-4 that costs little, as the fine way begins
+            near; the less is asked for, the more it costs beside.
 
     Raises:
         FlowError: a solver with memory or choices of its own; an accuracy below the rounding of the dtype, or
@@ -73,7 +84,8 @@ def exact(
         raise FlowError(
             f"max_evaluations must be at least {cost}, one step of {solver}; got {max_evaluations}"
         )
-    return _inverse(velocity, solver, x, table, accuracy, max_evaluations // cost)
+    trials = max_evaluations // cost
+    return _inverse(velocity, solver, x, table, accuracy, trials, check and trials > 1)
 
 
 class _Trials:
@@ -130,30 +142,95 @@ class _Trials:
         return self._velocity(whole, sigma[:1].expand(len(whole)))[rows]
 
 
+class _Way:
+    """A way up, step by step.
+
+    Attributes:
+        y: where it has come to, (B, *S) float64.
+        lost: samples that were given up in some step.
+        slope: of the step that it took last, (B, *S).
+    """
+
+    def __init__(self, velocity: Velocity, solver: str, data: Tensor, accuracy: float) -> None:
+        self.velocity, self.solver, self.accuracy = velocity, solver, accuracy
+        self.y, self.like = as_float64(data), data
+        self.lost = torch.zeros(len(data), dtype=torch.bool, device="cpu")
+        self.past: list[tuple[float, Tensor]] = []  # what was not foreseen of the last two slopes
+
+    def climb(
+        self, levels: Tensor, number: int, trials: int, beside: "_Way | None" = None
+    ) -> tuple[Found, Tensor, float]:
+        """Invert a step: where it began, the calls of each sample, and the tolerance.
+
+        Args:
+            levels: of the step, (2,).
+            number: of the step.
+            trials: at most.
+            beside: a way that has taken this step and was coarser.
+        """
+        sigma, sigma_next = levels.tolist()
+        h, tolerance = sigma_next - sigma, self.accuracy * sigma**1.5
+        lost = self.lost if beside is None else self.lost | beside.lost
+        trial = _Trials(self.velocity, self.y.to(self.like), lost, self.solver, levels, number)
+        guess = _extrapolated(self.past, sigma) if beside is None else beside.slope + _grown(self.past)
+        found = solve_step(trial.mean_slope, self.y, h, guess, tolerance, trials)
+        self.slope = (self.y - found.x) / h
+        unforeseen = self.slope if beside is None else self.slope - beside.slope
+        self.past = [*self.past[-1:], (sigma, unforeseen)]
+        self.y, self.lost = found.x, self.lost | found.lost.cpu()
+        return found, trial.calls, tolerance
+
+
 def _inverse(
-    velocity: Velocity, solver: str, data: Tensor, sigmas: Tensor, accuracy: float, trials: int
+    velocity: Velocity, solver: str, data: Tensor, sigmas: Tensor, accuracy: float, trials: int, check: bool
 ) -> Iterator[InverseStep]:
-    y, levels = as_float64(data), sigmas.tolist()
-    lost = torch.zeros(len(data), dtype=torch.bool, device="cpu")  # samples that were given up in some step
-    past: list[tuple[float, Tensor]] = []  # slopes of the last two steps inverted, and their sigmas
+    fine = _Way(velocity, solver, data, accuracy)
+    coarse = _Way(velocity, solver, _rounded(data), math.sqrt(accuracy)) if check else None
     for number in reversed(range(len(sigmas) - 1)):
-        sigma, sigma_next = levels[number], levels[number + 1]
-        trial = _Trials(velocity, y.to(data), lost, solver, sigmas[number : number + 2], number)
-        h, tolerance = sigma_next - sigma, accuracy * sigma**1.5
-        found = solve_step(trial.mean_slope, y, h, _extrapolated(past, sigma), tolerance, trials)
-        past = [*past[-1:], (sigma, (y - found.x) / h)]
-        y, lost = found.x, lost | found.lost.cpu()
+        levels = sigmas[number : number + 2]
+        if coarse is None:
+            found, made, tolerance = fine.climb(levels, number, trials)
+            evaluations, stretch, apart = int(made.max()), found.stretch, None
+        else:
+            met, before, _ = coarse.climb(levels, number, trials // 2)
+            found, calls, tolerance = fine.climb(levels, number, trials - trials // 2, coarse)
+            evaluations, made = int(before.max()) + int(calls.max()), before + calls
+            stretch = torch.minimum(met.stretch, found.stretch)  # the coarse search is the one that went far
+            apart = tuple(_rms(fine.y - coarse.y).tolist())
+        sigma, sigma_next = levels.tolist()
         report = StepReport(
             number,
             sigma,
             sigma_next,
-            int(trial.calls.max()),
+            evaluations,
             tuple(found.residual.tolist()),
             tolerance,
-            tuple(found.stretch.tolist()),
-            made=tuple(trial.calls.tolist()),
+            tuple(stretch.tolist()),
+            made=tuple(made.tolist()),
+            apart=apart,
         )
-        yield InverseStep(y.to(data), report)
+        yield InverseStep(fine.y.to(data), report)
+
+
+def _rounded(data: Tensor) -> Tensor:
+    """Data that are as good as these, so that two ways from them differ by what their rounding costs."""
+    draw = torch.Generator().manual_seed(0)  # for every sample the same, whatever stands beside it
+    signs = torch.randint(2, data.shape[1:], generator=draw).to(data) * 2 - 1
+    return data + torch.finfo(data.dtype).eps * per_sample(_rms(data), data) * signs
+
+
+def _rms(x: Tensor) -> Tensor:
+    """Root mean square of each sample, (B,)."""
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def _grown(past: list[tuple[float, Tensor]]) -> Tensor | float:
+    """The difference of two ways' slopes that is expected next: it grows as it did, in its own direction."""
+    if len(past) < 2:
+        return past[0][1] if past else 0.0
+    (_, far), (_, near) = past
+    growth = (near * far).flatten(1).sum(1) / far.square().flatten(1).sum(1).clamp_min(1e-300)
+    return per_sample(growth.clamp(*GROWTH), near) * near
 
 
 def _extrapolated(past: list[tuple[float, Tensor]], sigma: float) -> Tensor | None:

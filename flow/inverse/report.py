@@ -10,6 +10,9 @@ from torch import Tensor
 from ..schedule import LEAST_RATIO
 from ..show import shown
 
+APART = 0.1
+"""Of noise, whose own root mean square is 1: beyond it a report warns, below about 38 dB."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -40,6 +43,9 @@ class StepReport:
 
     made: tuple[int, ...] | None = None
     """Per sample, calls of the velocity, where they differ."""
+    apart: tuple[float, ...] | None = None
+    """Per sample, how far the way that was gone for comparison, with the root of the accuracy, is from the
+    one returned (root mean square): nearly the whole error of that coarser one, more than that of this."""
 
     @property
     def converged(self) -> tuple[bool, ...]:
@@ -90,6 +96,12 @@ class Report:
         return tuple(sorted({sample for step in self.steps for sample in step.ambiguous}))
 
     @property
+    def _apart(self) -> list[tuple[float, float, int]]:
+        """How far the two ways were apart after the first step and after the last, and the sample."""
+        first, last = (step.apart or () for step in (self.steps[0], self.steps[-1]))
+        return [(*ends, sample) for sample, ends in enumerate(zip(first, last, strict=True))]
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """One line for each thing that went wrong or may have; empty if all is well."""
         lines = [
@@ -113,6 +125,14 @@ class Report:
                 for step in folds
                 if 0 < step.ratio < LEAST_RATIO
             )
+        lines += [
+            f"sample {sample}: two ways up that were {first:.1e} apart at their first step end {last:.2g} "
+            "apart, and the noise is known no better than that. The generation contracts too strongly, as "
+            "guidance makes it do: guide at high noise alone and limit it (interval=(0.7, 1), flow.apg), or "
+            "keep a reversible solver's companion"
+            for first, last, sample in self._apart
+            if last > APART
+        ]
         lines += [
             f"sample {sample}: undone, it is {mismatch:.1e} from where a generation begins, and what was "
             "found is wrong by about that much or more. The companion belongs to another velocity (other "
@@ -164,6 +184,18 @@ class Inversion:
     noise: Tensor
     """(B, *S), the state at `sigmas[0]`, in the dtype of the data (float32 or better)."""
     report: Report
+
+    @property
+    def decibels(self) -> tuple[float, ...]:
+        """Per sample, the PSNR that the noise has at least, over its range; empty where it was not checked.
+
+        It is that of the coarser way beside this one (`StepReport.apart`). Where it is low the noise is
+        lost, and by how much is a guess; where a step folds, the two may have found the same other noise, and
+        `Report.ambiguous` names the samples.
+        """
+        apart = self.report.steps[-1].apart or ()
+        size = float(self.noise.max() - self.noise.min())
+        return tuple(20 * math.log10(size / one) if one else math.inf for one in apart)
 
     def __repr__(self) -> str:
         return shown(self)

@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Invert, write the noise, print the table of losses."""
+    from flow import Inversion
+
     from ..saved.write import check_output
     from ..tasks.invert import Invert, invert
 
@@ -52,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     print(inverted)
     if args.per_step:
         print(inverted.report)
-    print(f"{inverted.report.evaluations} evaluations, method {inverted.report.method}")
+    told = Inversion(inverted.noise, inverted.report).decibels
+    worth = f", noise of at least {min(told):.0f} dB by its own check" if told else ""
+    print(f"{inverted.report.evaluations} evaluations, method {inverted.report.method}{worth}")
     print(*inverted.state().save(args.output, overwrite=args.overwrite))
     return 0

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+import flow
 import sd35
+from sd35.tiny.captions import held_out_prompts
 from weights.source import TINY
 
 pytestmark = pytest.mark.skipif(
@@ -31,6 +33,18 @@ def test_a_batch_is_its_images_alone(tiny) -> None:
     batch = tiny.generate(["a blue star", "a green ring"], steps=4, seed=1)
     alone = tiny.generate("a green ring", steps=4, seed=2)
     assert np.array_equal(np.asarray(batch.images[1]), np.asarray(alone.images[0]))
+
+
+def test_guided_at_high_noise_alone_and_limited_it_is_inverted_at_twice_the_steps(tiny) -> None:
+    prompts = held_out_prompts(2, shapes=1, seed=1)
+    guidance = {"interval": (0.7, 1.0), "rule": "apg", "apg_parallel": 1.0, "apg_norm": 5.0}
+    given = {"seed": 0, "schedule": "tailed", "guidance": guidance, "batch_size": 2}
+    drawn = tiny.generate(prompts, **given)
+    coarse = {"accuracy": 1e-2, "method_options": {"check": False}, "measure": False}
+    found = tiny.invert(drawn.latents, prompts, **given, **coarse)
+    assert found.report.mean_evaluations <= 2 * 28
+    assert found.report.problems == ()
+    assert flow.closeness(found.noise, drawn.noise).psnr.min() > 50
 
 
 def test_the_file_is_as_small_as_promised() -> None:
