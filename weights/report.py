@@ -57,7 +57,13 @@ class Report:
     @property
     def is_complete(self) -> bool:
         """Whether a text-to-image model can be loaded from this source alone."""
-        return not self.missing and all(part.is_complete for part in self.components.values())
+        whole = not self.missing and not self.is_controlnet
+        return whole and all(part.is_complete for part in self.components.values())
+
+    @property
+    def is_controlnet(self) -> bool:
+        """Whether it holds a ControlNet alone, which no other part is missed beside."""
+        return self.components.keys() == {"controlnet"}
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
@@ -65,7 +71,8 @@ class Report:
 
     def __str__(self) -> str:
         parts = self.components.values()
-        lines = [f"{self.source}: {'complete' if self.is_complete else 'not a whole model'}", ""]
+        what = "complete" if self.is_complete else "not a whole model"
+        lines = [f"{self.source}: {'a ControlNet' if self.is_controlnet else what}", ""]
         header = ("part", "variant", "parameters", "dtype", "size", "tensors", "where")
         rows = [header, *(_row(part) for part in parts)]
         lines += _aligned(rows, right=(2, 4, 5))
@@ -101,7 +108,9 @@ def inspect(source: str | Path, *, values: bool = False) -> Report:
 
 
 def _missing(found: Source) -> dict[str, str]:
-    """What a whole model needs beyond this source, with what to fetch."""
+    """What a whole model needs beyond this source, with what to fetch; nothing beyond a ControlNet."""
+    if found.components.keys() == {"controlnet"}:
+        return {}
     missing = [part for part in NEEDED if part not in found.components]
     missing += [places[0] for part, places in TOKENIZERS.items() if part not in found.tokenizers]
     return {name: what_to_fetch(name, found.components) for name in missing}

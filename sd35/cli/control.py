@@ -24,8 +24,8 @@ def add_control(parser: argparse.ArgumentParser) -> None:
         "--control",
         action="append",
         metavar="FILE",
-        help="a ControlNet: a file, a folder, owner/name on the Hub, or outline, which ships for the "
-        "embedded model and reads drawings of outlines; none leaves out those of a saved picture",
+        help="a ControlNet: a file, a folder, owner/name on the Hub, or outline (of the embedded model, for "
+        "drawings of outlines, white on black); none leaves out those of a saved picture",
     )
     group.add_argument("--control-image", action="append", metavar="PICTURE", help="what it reads")
     group.add_argument(

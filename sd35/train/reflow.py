@@ -102,7 +102,8 @@ def make_pairs(session: Session, training: ReflowTraining, mmdit: MMDiT, prompts
     drawn_together = [range(first, min(first + size, count)) for first in range(0, count, size)]
     missing = [numbers for numbers in drawn_together if not all(pairs.has(f"{one:06}") for one in numbers)]
     for numbers in bar(missing, shown=session.places.progress and session.world.is_main, desc=FOLDER):
-        velocity = guided_velocity(session, training, mmdit, [prompts[one % len(prompts)] for one in numbers])
+        texts = [prompts[int(one) % len(prompts)] for one in numbers]
+        velocity = guided_velocity(session, training, mmdit, texts)
         noise = draw_noise(generators([training.seed + one for one in numbers]), shape_of(session, mmdit))
         made = next(flow.reflow_pairs(velocity, [noise.to(session.device)], sigmas, training.pair_solver))
         for row, number in enumerate(numbers):

@@ -69,6 +69,9 @@ def test_each_part_may_have_its_own_dtype(model_folder) -> None:
     others = dict.fromkeys(("vae", "clip_l", "clip_g"), torch.float32)
     assert load(model_folder, dtype=dtypes).dtypes == dtypes | others
     assert load(model_folder, dtype=dtypes, one_by_one=True).dtypes == dtypes | others
+    for name in ("bfloat16", {"t5": "bfloat16"}):
+        with pytest.raises(SettingsError, match=r"dtype must be one of torch, such as .*; got 'bfloat16'"):
+            load(model_folder, dtype=name)
     with pytest.raises(SettingsError, match=r"dtype is of the parts mmdit, .*; got transformer"):
         load(model_folder, dtype={"transformer": torch.float32})
     encoders = load_textenc(model_folder, dtype={"clip_l": torch.float32})

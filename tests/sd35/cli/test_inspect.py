@@ -71,6 +71,9 @@ def test_a_controlnet_is_named_among_the_taps_and_not_listed(sd35, model_folder,
     assert (status, err) == (0, "")
     assert out == "controlnet\n  not listed: it runs beside the base that it steers, not by itself\n"
     assert json.loads(sd35("inspect", tmp_path, "--taps", "--json")[1]) == {"controlnet": None}
+    status, out, err = sd35("inspect", tmp_path / "controlnet.safetensors")
+    assert out.splitlines()[0].endswith("controlnet.safetensors: a ControlNet")
+    assert "fetch" not in out
 
     (tmp_path / "vae.safetensors").symlink_to(model_folder / "sd3.5_random.safetensors")
     status, out, _ = sd35("inspect", tmp_path, "--taps")
