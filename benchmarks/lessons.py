@@ -22,7 +22,7 @@ import lessons_reward
 LESSONS = {
     "hexagon": (lessons_hexagon.lesson, 400),
     "reflow": (lessons_reflow.lesson, 800),
-    "reward": (lessons_reward.lesson, 60),
+    "reward": (lessons_reward.lesson, 15),
 }
 """How it is given, and in how many steps of the optimizer."""
 
