@@ -43,6 +43,12 @@ def _is_guided(settings: "Settings") -> bool:
     return settings.guidance_scale != 1
 
 
+def _guidance_acts(settings: "Settings") -> bool:
+    """Whether all that is asked of guidance has an effect; without guidance, `zero_steps` alone has one."""
+    steps = settings.guidance.zero_steps
+    return _is_guided(settings) or (steps > 0 and settings.guidance == Guidance(zero_steps=steps))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(PictureSettings):
     """What a generation is told, and of what it is made.
@@ -87,7 +93,7 @@ class Settings(PictureSettings):
         "how guidance is done",
         decides="flow",
         is_option=False,
-        acts=lambda one: _is_guided(one) or one.guidance.zero_steps,
+        acts=_guidance_acts,
         where="with a guidance scale other than 1",
     )
     width: int | None = setting(

@@ -31,6 +31,10 @@ from sd35.errors import SettingsError
             "--guidance-rule apg --apg-norm 3 --cfg 1",
             "--guidance-rule, --apg-norm has no effect here, only with a guidance scale other than 1",
         ),
+        (
+            "--cfg 1 --zero-steps 1 --guidance-rescale 0.3",
+            "--zero-steps, --guidance-rescale has no effect here, only with a guidance scale other than 1",
+        ),
         ("--lora x.safetensors:", "a LoRA is FILE or FILE:SCALE, and '' is no number, in 'x.safetensors:'"),
         ("--lora x.safetensors:a", "a LoRA is FILE or FILE:SCALE, and 'a' is no number, in 'x.safe"),
         ("--lora x:nan", "the scale of a LoRA must be a finite number, got nan"),
