@@ -11,22 +11,19 @@ worth. Prints Markdown.
 """
 
 import argparse
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from first_judge import load_judge
 from PIL import Image
 
 import sd35
 from sd35.device import as_device
 from sd35.tiny.captions import parse
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = (("red", "blue"), ("blue", "yellow"), ("green", "pink"), ("orange", "purple"))
 PLACES = ("on the left", "at the top")
@@ -96,17 +93,6 @@ def stands_as(after: Any, before: Any) -> bool:
     moved = np.hypot(one.x - other.x, one.y - other.y)
     is_as_large = abs(one.radius / other.radius - 1) < 0.2
     return bool(after.background == before.background and moved < 0.05 and is_as_large)
-
-
-def load_judge() -> ModuleType:
-    """The judge, from where the tests have it."""
-    spec = importlib.util.spec_from_file_location("judge", ROOT / "tests" / "judge.py")
-    assert spec is not None
-    assert spec.loader is not None
-    judge = importlib.util.module_from_spec(spec)
-    sys.modules["judge"] = judge
-    spec.loader.exec_module(judge)
-    return judge
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from editing import load_judge
+from first_judge import load_judge
 
 import flow
 import sd35

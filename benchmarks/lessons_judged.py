@@ -1,17 +1,15 @@
 """What the lessons share: prompts, pictures drawn many at once, who reads them, and what is printed."""
 
-import importlib.util
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from first_judge import load_judge
 from PIL import Image
 
 import flow
@@ -21,20 +19,8 @@ from sd35.tiny.captions import caption, parse
 from sd35.tiny.scenes import random_scene
 from vae.image import to_uint8
 
-ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = 16
 """Pictures of a batch."""
-
-
-def load_judge() -> ModuleType:
-    """The judge, from where the tests have it."""
-    spec = importlib.util.spec_from_file_location("judge", ROOT / "tests" / "judge.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["judge"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 judge = load_judge()
@@ -55,10 +41,10 @@ def clocked() -> Iterator[dict[str, int]]:
     spent["wall_seconds"] = round(time.monotonic() - wall)
 
 
-def known(count: int, seed: int, shapes: int | None = None) -> list[str]:
+def known(count: int, seed: int) -> list[str]:
     """Prompts of what the model knows, training's and held-out ones."""
     source = seeded(seed)
-    return [caption(random_scene(source, shapes=shapes), source) for _ in range(count)]
+    return [caption(random_scene(source), source) for _ in range(count)]
 
 
 def ends(

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from editing import load_judge
+from first_judge import load_judge
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rows import show

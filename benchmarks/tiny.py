@@ -11,16 +11,13 @@ training pictures, and training knows neither.
 """
 
 import argparse
-import importlib.util
 import multiprocessing
 import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that nothing needs to be installed
 
+from first_judge import load_judge  # noqa: E402
 from second_judge import faults  # noqa: E402
 
 import flow  # noqa: E402
@@ -77,18 +75,6 @@ FAULTS = {
     "wrong relation": "the other, not",
 }
 """What may be wrong with a picture, and what marks it in the judge's words."""
-
-
-@cache
-def load_judge() -> ModuleType:
-    """The judge, from where the tests have it."""
-    spec = importlib.util.spec_from_file_location("judge", ROOT / "tests" / "judge.py")
-    assert spec is not None
-    assert spec.loader is not None
-    judge = importlib.util.module_from_spec(spec)
-    sys.modules["judge"] = judge
-    spec.loader.exec_module(judge)
-    return judge
 
 
 class Verdicts(NamedTuple):

@@ -265,3 +265,8 @@ def per_sample(values: Tensor | float, like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device)
     values = values.to(like)
     return values if values.ndim == 0 else values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def rms(x: Tensor) -> Tensor:
+    """The root mean square of each sample of (B, *S): (B,)."""
+    return x.reshape(len(x), -1).square().mean(1).sqrt()

@@ -258,11 +258,11 @@ def dtypes_of(
     """What each part is computed in; None is what its files hold."""
     if isinstance(dtype, Mapping) and (unknown := sorted(dtype.keys() - PARTS.keys())):
         raise SettingsError(f"dtype is of the parts {', '.join(PARTS)}; got {', '.join(unknown)}")
-    for one in dtype.values() if isinstance(dtype, Mapping) else [dtype]:
+    asked = dtype if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
+    for one in asked.values():
         if not isinstance(one, torch.dtype | None):
             raise SettingsError(f"dtype must be one of torch, such as torch.bfloat16; got {one!r}")
     usual = torch.float32 if device.type == "cpu" else None
-    asked = dtype if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
     return {part: asked.get(part) or usual for part in PARTS}
 
 

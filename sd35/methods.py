@@ -33,7 +33,7 @@ def inverses() -> tuple[str, ...]:
 
 
 WITH_SOURCE = {"acts": lambda one: one.method != "rf_inversion", "where": "with inversion and flow_edit"}
-"""In which edits a setting of the first half has an effect."""
+"""In which edits a setting of the picture as it is has an effect."""
 
 
 @dataclass(frozen=True, kw_only=True)

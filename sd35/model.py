@@ -191,12 +191,11 @@ class Model:
     def at_least(self, dtype: torch.dtype | None) -> Iterator[torch.dtype | None]:
         """Compute in this dtype where the transformer and the autoencoder have a narrower one.
 
-        Float32 is then that in convolutions too; see `full_float32`.
-
         The weights are widened for the length of the block, and are the very tensors of before after it.
+        Float32 is that in convolutions too; see `full_float32`.
 
         Args:
-            dtype: float32 in practice; None changes nothing.
+            dtype: float32 in practice; None widens nothing.
 
         Yields:
             What the transformer's weights were, where they are widened; else None.

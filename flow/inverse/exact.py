@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FlowError
-from ..path import per_sample
+from ..path import per_sample, rms
 from ..precision import as_float64
 from ..solvers.base import Velocity, prepare
 from ..solvers.runge_kutta import SLOPES, slope_of
@@ -196,7 +196,7 @@ def _inverse(
             found, calls, tolerance = fine.climb(levels, number, trials - trials // 2, coarse)
             evaluations, made = int(before.max()) + int(calls.max()), before + calls
             stretch = torch.minimum(met.stretch, found.stretch)  # the coarse search is the one that went far
-            apart = tuple(_rms(fine.y - coarse.y).tolist())
+            apart = tuple(rms(fine.y - coarse.y).tolist())
         sigma, sigma_next = levels.tolist()
         report = StepReport(
             number,
@@ -216,12 +216,7 @@ def _rounded(data: Tensor) -> Tensor:
     """Data that are as good as these, so that two ways from them differ by what their rounding costs."""
     draw = torch.Generator().manual_seed(0)  # for every sample the same, whatever stands beside it
     signs = torch.randint(2, data.shape[1:], generator=draw).to(data) * 2 - 1
-    return data + torch.finfo(data.dtype).eps * per_sample(_rms(data), data) * signs
-
-
-def _rms(x: Tensor) -> Tensor:
-    """Root mean square of each sample, (B,)."""
-    return x.flatten(1).square().mean(1).sqrt()
+    return data + torch.finfo(data.dtype).eps * per_sample(rms(data), data) * signs
 
 
 def _grown(past: list[tuple[float, Tensor]]) -> Tensor | float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..path import per_sample
+from ..path import per_sample, rms
 
 WINDOW = 3
 """Differences that Anderson's method keeps; with more it fits their rounding."""
@@ -136,7 +136,7 @@ class _Search:
 
     def take(self, image: Tensor, tolerance: float) -> Tensor:
         """Note what a trial gave, and move on; the samples whose search is over, (b,)."""
-        residual = (image - self.x).flatten(1).square().mean(1).sqrt()
+        residual = rms(image - self.x)
         self.lost = ~(residual <= RUNAWAY * self.least)  # as NaN is
         is_better = ~self.lost & (residual < self.least)
         self.best = self.x.where(per_sample(is_better, image).bool(), self.best)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FlowError
+from ..path import rms
 from .base import Step, Velocity, evaluate, prepare
 
 NODES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
@@ -88,7 +89,7 @@ def _steps(
         evaluations += 6
         scale = atol + rtol * torch.maximum(x.abs(), x_next.abs())
         scale = scale.clamp_min(torch.finfo(x.dtype).tiny)  # with atol 0, a zero that stays one has no error
-        error = float((h * _sum(ERROR, ks) / scale).detach().flatten(1).square().mean(1).sqrt().max())
+        error = float(rms(h * _sum(ERROR, ks) / scale).detach().max())
         if error <= 1:
             reached = end if h == end - at else at + h
             while wanted < len(table) - 1 and abs(table[wanted + 1] - at) <= abs(reached - at):

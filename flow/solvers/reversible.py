@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from ..errors import FlowError
+from ..path import rms
 from .base import Step, Velocity, evaluate, prepare, watched
 
 
@@ -90,7 +91,7 @@ def undo_reversible_heun(
                 z = 2 * x - z - h * m_next
                 m = evaluate(velocity, z, sigma, number)
                 x = x - h * (m + m_next) / 2
-            mismatch = apart(z - x) if number == 0 else None
+            mismatch = rms(z - x) if number == 0 else None
             yield Step(number, sigma_next, sigma, m, x, {"z": z}, mismatch=mismatch)
 
     return steps(x, z)
@@ -150,7 +151,7 @@ def undo_leapfrog(
             x = p - h * w / 2
             mismatch = None
             if number == 0:
-                mismatch = apart(h / 2 * (w - evaluate(velocity, x, sigmas[0], 0)))
+                mismatch = rms(h / 2 * (w - evaluate(velocity, x, sigmas[0], 0)))
             yield Step(number, sigmas[number + 1], sigmas[number], u, x, {"w": w}, mismatch=mismatch)
 
     return steps(x, w)
@@ -179,8 +180,3 @@ def prepare_undo(
             f"companion {name!r} must be shaped as x, {tuple(x.shape)}, got {tuple(second.shape)}"
         )
     return x, sigmas, second.to(x)
-
-
-def apart(difference: Tensor) -> Tensor:
-    """The root mean square of a difference (B, *S) over a sample: (B,)."""
-    return difference.reshape(len(difference), -1).square().mean(1).sqrt()

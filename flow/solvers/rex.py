@@ -18,8 +18,9 @@ from itertools import pairwise
 from torch import Tensor
 
 from ..errors import FlowError
+from ..path import rms
 from .base import Step, Velocity, evaluate, prepare, watched
-from .reversible import apart, prepare_undo
+from .reversible import prepare_undo
 
 
 @watched
@@ -76,7 +77,7 @@ def undo_rex(
                 twin = (twin - drawn * (x - sigma_next * ahead)) / kept
                 v = evaluate(velocity, twin, sigmas[number], number)
                 x = ((x - drawn * (twin - sigma * v)) / kept - (1 - zeta) * twin) / zeta
-            mismatch = apart(twin - x) if number == 0 else None
+            mismatch = rms(twin - x) if number == 0 else None
             yield Step(number, sigmas[number + 1], sigmas[number], v, x, {"twin": twin}, mismatch=mismatch)
 
     return steps(x, twin)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import FlowError
+from ..path import rms
 from .base import Step, Velocity, evaluate, prepare, watched
-from .reversible import apart, prepare_undo
+from .reversible import prepare_undo
 
 
 @watched
@@ -108,7 +109,7 @@ def _undo_two_step(
     for number in reversed(range(len(hs))):
         v, mismatch = evaluate(velocity, before, sigmas[number], number), None
         if number == 0:  # x is the state after the first step, Euler's, and `before` that where it began
-            mismatch = apart(before + hs[0] * v - x)
+            mismatch = rms(before + hs[0] * v - x)
             x = before
         else:
             gamma = gammas[number - 1]

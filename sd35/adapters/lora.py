@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,7 @@ from ..loras import Lora
 from .change import Layer
 from .install import changes_on, install, refold, rows_of, uncover
 from .layer import Adapted
-from .reload import add_to_loaders, change_on_loaders, loaders_of, loras_on_loaders
+from .reload import ENCODERS, add_to_loaders, change_on_loaders, loaders_of, loras_on_loaders
 from .report import LoraReport
 
 
@@ -51,7 +50,7 @@ def add_lora(
     """
     parts = parts_of(target)
     _check_scale(scale)
-    name = _free_name(parts, source) if name is None else name
+    name = _name_of(source) if name is None else name
     if not re.fullmatch(r"[\w-]+", name):
         raise SettingsError(f"a LoRA's name is made of letters, digits, _ and -, got {name!r}")
     if any(one.name == name for one in loras_on(target)):
@@ -157,7 +156,7 @@ def parts_of(target: Any) -> dict[str, nn.Module]:
         return {"t5": target}
     text = getattr(target, "text", None)
     found = {"mmdit": getattr(target, "mmdit", None)}
-    found |= {part: getattr(text, part, None) for part in ("clip_l", "clip_g", "t5")}
+    found |= {part: getattr(text, part, None) for part in ENCODERS}
     modules = {part: getattr(module, "_orig_mod", module) for part, module in found.items()}
     modules = {part: module for part, module in modules.items() if isinstance(module, nn.Module)}
     if not modules:
@@ -198,7 +197,7 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in fresh.state_dict().items()}
 
 
-def _free_name(parts: Mapping[str, nn.Module], source: str | Path) -> str:
+def _name_of(source: str | Path) -> str:
     """A name made of a source's: the file's, or the folder's where the file is called as every one is."""
     path = Path(str(source).split("@")[0])
     return re.sub(r"[^\w-]", "_", path.stem if path.suffix == ".safetensors" else path.name) or "lora"

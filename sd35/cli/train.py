@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from ..train.ending import joined
 
     given |= {name: vars(args)[name] for name in ("class_data", "control_data") if name in vars(args)}
-    with joined(f"sd35 train {args.mode}") as is_main:
+    with joined(args.called) as is_main:
         path = train(
             "tiny" if args.model is None else args.model, args.data, args.output, places=places, **given
         )

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 import flow
+from flow.path import rms
 from vae.image import to_pil
 
 from ..attention import attention_maps
@@ -134,21 +135,21 @@ class Recorder:
 
     def _note_block(self, name: str, samples: tuple[int, ...], rows: Tensor) -> None:
         _, block, stream = name.split(".")
-        values = torch.stack([_rms(rows), rows.abs().flatten(1).amax(dim=1)], dim=1).tolist()
-        for sample, (rms, largest) in zip(samples, values, strict=True):
+        values = torch.stack([rms(rows), rows.abs().flatten(1).amax(dim=1)], dim=1).tolist()
+        for sample, (mean, largest) in zip(samples, values, strict=True):
             key = int(block), ("x" if stream == "x" else "context"), len(self.recording.steps), sample
-            self.recording.blocks.setdefault(key, BlockStatistics(rms, largest))
+            self.recording.blocks.setdefault(key, BlockStatistics(mean, largest))
 
     def _record(self, step: flow.Step) -> StepRecord:
-        velocities: dict[str, list[float]] = {"guided": _rms(step.velocity.float()).tolist()}
+        velocities: dict[str, list[float]] = {"guided": rms(step.velocity.float()).tolist()}
         branches = {
             branch: torch.stack([self._velocities[sample, branch] for sample in range(len(step.x))])
             for branch in ("cond", "uncond")
             if all((sample, branch) in self._velocities for sample in range(len(step.x)))
         }
-        velocities |= {branch: _rms(rows).tolist() for branch, rows in branches.items()}
+        velocities |= {branch: rms(rows).tolist() for branch, rows in branches.items()}
         if len(branches) == 2:
-            velocities["guidance"] = _rms(branches["cond"] - branches["uncond"]).tolist()
+            velocities["guidance"] = rms(branches["cond"] - branches["uncond"]).tolist()
         images = self._pipe.decode(step.denoised).clamp(-1, 1)
         return StepRecord(
             step.number,
@@ -171,11 +172,6 @@ def _check_budget(pipe: Model, generation: Generation) -> None:
             f"a report of {len(prompts)} pictures keeps {size(needed + WORKSPACE)} of attention maps, and "
             f"{size(BUDGET)} at most are allowed: draw fewer pictures at a time, or smaller ones"
         )
-
-
-def _rms(rows: Tensor) -> Tensor:
-    """The root mean square of each row, (B,)."""
-    return rows.flatten(1).square().mean(dim=1).sqrt()
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:

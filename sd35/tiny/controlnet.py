@@ -180,7 +180,7 @@ def train_outline(
 
     Raises:
         SettingsError: there is a run in the folder, or none to go on with.
-        DivergedError: the loss is not a number.
+        DivergedError: the loss is not a number, or runs away.
     """
     folder, tokenizers = new_folder(output, resume=resume), Tokenizers(TINY)
     bank = Bank.filled(folder / "bank", training.seed, chunks, tokenizers)

@@ -11,7 +11,7 @@ RUNAWAY, IN_A_ROW = 1000, 3
 
 
 class DivergedError(ArithmeticError):
-    """A loss or a gradient is NaN or infinite, or the loss runs away; the last good weights are saved."""
+    """A loss or gradient is NaN or infinite, after which the last good weights are saved; or it runs away."""
 
 
 class Course:

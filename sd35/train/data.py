@@ -233,5 +233,5 @@ def _whole(
             continue
         kept.append(sample)
     if not kept:
-        raise SettingsError(f"no picture can be read: {notes[0]}" if notes else "there are no pictures")
+        raise SettingsError(f"no picture can be read: {notes[0]}")
     return kept, notes

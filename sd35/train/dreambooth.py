@@ -56,7 +56,7 @@ def train_dreambooth(
 
     Raises:
         SettingsError: anything that cannot be trained with, before work starts.
-        DivergedError: the loss is not a number; the weights before are on disk.
+        DivergedError: the loss is not a number, and the weights before are on disk; or it runs away.
     """
     training = training_of(DreamBoothTraining, given)
     kind = "dreambooth, whole" if training.whole else "dreambooth"

@@ -80,7 +80,7 @@ def fit(
         export: writes the weights as they are used, into the folder of the run.
 
     Raises:
-        DivergedError: not a number; the state of the last good step is on disk.
+        DivergedError: not a number, and the state of the last good step is on disk; or it runs away.
         SettingsError: the run that is resumed is another.
     """
     learner, watch, world = Learner(parameters, training, run.world), run.watch, run.world
