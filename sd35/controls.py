@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from .errors import SettingsError
 from .kinds import NONE, Kind, Number
@@ -126,8 +126,6 @@ def _place_of(source: str | Path) -> str:
 @dataclass(frozen=True)
 class Controls(Kind):
     """Any number of ControlNets."""
-
-    argument: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, name: str, value: Any) -> tuple[Control, ...]:
         """See `Kind`."""

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class SettingsError(ValueError):
-    """Settings that no picture can be made with; the message says what was expected and what came.
+    """Settings that do not work; the message says what was expected, what came and what to do.
 
     Attributes:
         setting: the name of the setting that the message begins with; "" where it begins otherwise.

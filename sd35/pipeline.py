@@ -222,12 +222,14 @@ class Pipeline(Model):
             prompt: of the kind that will be drawn: 4 to 16 are enough.
             progress: show a bar on stderr.
             given: the settings below: those of the generations that the table is for. It is made for their
-                guidance and their number of steps.
+                guidance and their number of steps. What is not said are the model's own numbers, without
+                skip-layer guidance.
 
         Raises:
             ValueError: a setting that cannot be worked with, before work starts.
         """
-        return calibrate(self, Calibrate.of(prompt, given), progress=progress)
+        request = Calibrate.of(prompt, given, variant=self.variant, shift=self.schedule_shift)
+        return calibrate(self, request, progress=progress)
 
     @takes(Marking, Settings, but=("prompts",))
     def watermark(

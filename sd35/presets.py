@@ -8,7 +8,7 @@ the pipeline's own defaults, which are the same for all models. The announcement
 (huggingface.co/blog/sd3-5) has 40 and 4.5, as Stability's code; the card counts here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from .errors import SettingsError
@@ -90,7 +90,13 @@ def told(variant: str, preset: str | None, numbers: Mapping[str, Any], given: Ma
 
 
 def usual_numbers(
-    given: Mapping[str, Any], variant: str, shift: float | None, preset: str | None, *, saved: bool
+    given: Mapping[str, Any],
+    variant: str,
+    shift: float | None,
+    preset: str | None = None,
+    *,
+    saved: bool = False,
+    but: Collection[str] = (),
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A model's own numbers where nothing else tells any, and the line that says so.
 
@@ -98,8 +104,9 @@ def usual_numbers(
         given: what a user said.
         variant: of the model.
         shift: of the schedule, by the model's own files, which count for more than whose.
-        preset: whose.
+        preset: whose; None is the reference's.
         saved: whether settings of an earlier picture tell all.
+        but: settings that the task has no use for.
 
     Raises:
         SettingsError: there is no such preset, or it has no effect beside saved settings.
@@ -109,6 +116,7 @@ def usual_numbers(
             raise SettingsError("a saved picture has numbers of its own: preset has no effect beside them")
         return {}, ()
     numbers = numbers_of(variant, preset, controlled=bool(given.get("control")))
+    numbers = {name: value for name, value in numbers.items() if name not in but}
     scale = given.get("guidance_scale")
     if (numbers.get("guidance_scale") if scale is None else scale) == 1:
         numbers.pop("guidance", None)

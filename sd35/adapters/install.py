@@ -12,7 +12,7 @@ from weights.adapters import Update
 
 from ..loras import Lora
 from .change import Change, Changes, Layer
-from .layer import Adapted, Kept, adapted, merged, origin
+from .layer import Adapted, Kept, adapted, base_of, merged, origin
 from .report import LoraRow
 from .swap import Swap
 
@@ -27,7 +27,7 @@ def rows_of(parts: Mapping[str, nn.Module], updates: Iterable[Update], lora: Lor
     """
     for update in updates:
         layer: Layer = parts[update.part].get_submodule(update.path)
-        base = origin(layer.base if isinstance(layer, Adapted) else layer)
+        base = origin(base_of(layer))
         change, device = Change(update, lora.scale), _device_of(base)
         norm = (change if device.type == "meta" else change.to(device)).norm(base)
         yield LoraRow(update.part, update.path, update.rows, update.label, update.rank, update.alpha, norm)
@@ -41,7 +41,7 @@ def install(parts: Mapping[str, nn.Module], updates: Iterable[Update], lora: Lor
     for (part, path), changes in by_path.items():
         module = parts[part]
         layer: Layer = module.get_submodule(path)
-        base = origin(layer.base if isinstance(layer, Adapted) else layer)
+        base = origin(base_of(layer))
         own = Changes(changes, lora).to(_device_of(base))
         if lora.merged:
             _fold(module, path, {lora.name: own})
@@ -55,7 +55,7 @@ def install(parts: Mapping[str, nn.Module], updates: Iterable[Update], lora: Lor
 def _fold(module: nn.Module, path: str, more: Mapping[str, Changes]) -> None:
     """Make the merged layer of a path anew, with what is folded in already and `more`."""
     layer = module.get_submodule(path)
-    base: Layer = layer.base if isinstance(layer, Adapted) else layer
+    base = base_of(layer)
     kept: Kept = getattr(base, "kept", None) or Kept(base)
     loras = kept.loras | dict(more)
     device = _device_of(base)
@@ -100,7 +100,7 @@ def _take_back(layer: Layer) -> None:
 def refold(module: nn.Module, path: str) -> None:
     """Make a merged layer anew after what is in it was changed; nothing where none is merged."""
     layer = module.get_submodule(path)
-    base = layer.base if isinstance(layer, Adapted) else layer
+    base = base_of(layer)
     if hasattr(base, "kept"):
         _fold(module, path, {})
 

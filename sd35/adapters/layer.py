@@ -74,6 +74,11 @@ def adapted(layer: nn.Module) -> Adapted:
     return AdaptedLinear(layer) if is_linear else AdaptedWeights(layer)
 
 
+def base_of(layer: nn.Module) -> Layer:
+    """What LoRAs stand beside; a layer without any is its own base."""
+    return layer.base if isinstance(layer, Adapted) else layer
+
+
 def origin(layer: nn.Module) -> Layer:
     """A layer as it was before anything was merged into it."""
     kept: Kept | None = getattr(layer, "kept", None)

@@ -15,9 +15,8 @@ from weights.adapters import read_adapter
 
 from ..errors import SettingsError
 from ..loras import Lora
-from .change import Layer
 from .install import changes_on, install, refold, rows_of, uncover
-from .layer import Adapted
+from .layer import Adapted, base_of
 from .reload import ENCODERS, add_to_loaders, change_on_loaders, loaders_of, loras_on_loaders
 from .report import LoraReport
 
@@ -107,8 +106,7 @@ def remove_lora(target: Any, name: str) -> None:
             if not layer.loras:
                 uncover(module, path, layer)
             continue
-        base: Layer = layer.base if isinstance(layer, Adapted) else layer
-        del base.kept.loras[name]
+        del base_of(layer).kept.loras[name]
         refold(module, path)
 
 

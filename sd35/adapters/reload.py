@@ -64,12 +64,8 @@ def loras_on_loaders(target: Any) -> dict[str, Lora]:
     }
 
 
-def change_on_loaders(target: Any, name: str, change: Callable[[Reinstall], Reinstall | None]) -> bool:
-    """Change a LoRA of this name on encoders that are loaded anew, or drop it where None is given.
-
-    Returns:
-        Whether there was one.
-    """
+def change_on_loaders(target: Any, name: str, change: Callable[[Reinstall], Reinstall | None]) -> None:
+    """Change a LoRA of this name on encoders that are loaded anew, or drop it where `change` gives None."""
     changed = {}
     for part, loader in loaders_of(target).items():
         new = [
@@ -77,10 +73,8 @@ def change_on_loaders(target: Any, name: str, change: Callable[[Reinstall], Rein
             for one in loader.changes
         ]
         changed[part] = replace(loader, changes=tuple(one for one in new if one is not None))
-    there = name in loras_on_loaders(target)
-    if there:
+    if name in loras_on_loaders(target):
         _put_loaders(target, changed)
-    return there
 
 
 def _put_loaders(target: Any, loaders: Mapping[str, Loader]) -> None:

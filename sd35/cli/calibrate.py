@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..methods import NOT_CALIBRATED, Calibrating
 from ..settings import Settings
-from .model import add_model, load_pipeline
-from .options import add_settings, given_settings
+from .model import add_model, found_model, load_pipeline
+from .options import add_settings, given_settings, tell
 
 SUMMARY = "make a table of noise levels for a model"
 
@@ -50,11 +50,14 @@ def run(args: argparse.Namespace) -> int:
     prompts = args.prompts or read_prompts(args.prompts_file)
     given = {**given_settings(args, Calibrating), **given_settings(args, Settings)}
     request = Calibrate.of(prompts, given)
-    pipe = load_pipeline(args, request.settings)
-    found = calibrate(pipe, request, progress=sys.stderr.isatty())
+    found = found_model(args, request.settings)
+    request = Calibrate.of(prompts, given, variant=found.variant, shift=found.schedule_shift)
+    tell(request.notes)
+    pipe = load_pipeline(args, request.settings, found=found)
+    table = calibrate(pipe, request, progress=sys.stderr.isatty())
     with written(args.output, overwrite=args.overwrite) as temporary:
-        temporary.write_text(calibration_text(found), encoding="utf-8")
-    print(", ".join(f"{level:.4g}" for level in found.sigmas))
-    print(f"{found.rms:.3g} from the fine table, root mean square, over {found.samples} pictures")
+        temporary.write_text(calibration_text(table), encoding="utf-8")
+    print(", ".join(f"{level:.4g}" for level in table.sigmas))
+    print(f"{table.rms:.3g} from the fine table, root mean square, over {table.samples} pictures")
     print(args.output)
     return 0

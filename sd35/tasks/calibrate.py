@@ -16,6 +16,7 @@ from ..errors import SettingsError
 from ..methods import NOT_CALIBRATED, Calibrating
 from ..model import Model
 from ..noise import draw_noise, generators
+from ..presets import usual_numbers
 from ..settings import Settings, settings_of
 from ..velocity import velocity_of
 from .source import split_by_table
@@ -32,6 +33,8 @@ class Calibrate(Calibrating):
 
     settings: Settings
     """Prompts, guidance, seed and steps of the generations that the table is for."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the request itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,9 +51,16 @@ class Calibrate(Calibrating):
 
     @classmethod
     def of(
-        cls, prompt: PromptLike | Sequence[PromptLike], given: Mapping[str, Any] | None = None
+        cls,
+        prompt: PromptLike | Sequence[PromptLike],
+        given: Mapping[str, Any] | None = None,
+        *,
+        variant: str = "",
+        shift: float | None = None,
     ) -> "Calibrate":
-        """The request of what a user gave; see `Pipeline.calibrate`.
+        """The request of what a user gave, see `Pipeline.calibrate`.
+
+        `variant` and `shift` are as in `Generate.of`.
 
         Raises:
             SettingsError: as the class; and a setting without effect.
@@ -58,7 +68,11 @@ class Calibrate(Calibrating):
         own, of_generation = split_by_table(cls, dict(given or {}))
         if idle := [name for name in NOT_CALIBRATED if name in of_generation]:
             raise SettingsError(f"{', '.join(idle)}: not of a calibration, which is of Euler's method")
-        request = cls(settings=settings_of({"prompts": prompt, **of_generation}), **own)
+        # The reference guides medium by skipping layers, which needs a table that is known.
+        idle_here = (*NOT_CALIBRATED, "guidance")
+        numbers, notes = usual_numbers(of_generation, variant, shift, but=idle_here)
+        settings = settings_of({"prompts": prompt, **of_generation}, None, numbers)
+        request = cls(settings=settings, notes=notes, **own)
         fields.refuse_idle(request, own)
         return request
 

@@ -148,7 +148,7 @@ class _File:
 def _nets(model: Model, controls: Sequence[Control], inputs: Inputs) -> list[tuple[Net, str]]:
     """The modules, and the hashes of their files.
 
-    Those that the last call read are taken again; those that this one has no use for are let go before others
+    Those that the last call read are taken again; those that this one has no use for are freed before others
     are read. With less memory than all parts take, none is kept.
     """
     files = [

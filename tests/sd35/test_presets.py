@@ -8,6 +8,7 @@ import pytest
 
 from sd35 import SettingsError
 from sd35.presets import NUMBERS, below_one, numbers_of
+from sd35.tasks.calibrate import Calibrate
 from sd35.tasks.generate import Generate
 
 
@@ -60,6 +61,18 @@ def test_saved_settings_have_numbers_of_their_own() -> None:
         Generate.of(base=saved, preset="diffusers")
     with pytest.raises(SettingsError, match="must be one of reference, diffusers"):
         Generate.of("a circle", preset="comfy")
+
+
+def test_a_calibration_is_for_the_models_own_numbers() -> None:
+    """Euler's solver aside, and skipped layers, which need a table that is known."""
+    request = Calibrate.of("a circle", {"steps": 8}, variant="sd3.5-medium")
+    settings = request.settings
+    assert (settings.steps, settings.guidance_scale, settings.schedule_shift) == (8, 5.0, 3.0)
+    assert (settings.solver, settings.guidance.skip_layer) == ("euler", None)
+    assert request.notes == (
+        "sd3.5-medium as reference runs it: guidance scale 5, shift 3; options override",
+    )
+    assert Calibrate.of("a circle", shift=2.5).settings.schedule_shift == 2.5
 
 
 def test_a_scale_below_one_is_told_in_plain_words() -> None:
