@@ -101,7 +101,10 @@ class Inverting(Computing):
         where="with refine_steps",
     )
     measure: bool = setting(
-        True, Switch(), "draw again from the noise, to see what the inverse misses", decides="output"
+        True,
+        Switch(),
+        "decode the latents and draw again from the noise, to see what the autoencoder and the inverse lose",
+        decides="output",
     )
 
 

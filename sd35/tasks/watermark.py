@@ -78,6 +78,8 @@ def put(model: Model, request: Put, *, progress: bool = False) -> Result:
 class Sought:
     """Whether pictures bear the mark of a key."""
 
+    noise: Tensor
+    """(B, 16, h, w), what was found; see `again`."""
     shares: Tensor
     """(B,), the share of keys that agree with a picture's noise as well as this one does, itself included: of
     pictures without the mark, one in a hundred is at most 0.01."""
@@ -86,6 +88,14 @@ class Sought:
     def found(self) -> tuple[bool, ...]:
         """For each picture, whether the share is small enough."""
         return tuple((self.shares <= FOUND).tolist())
+
+    def again(self, **given: Any) -> "Sought":
+        """Look for another key or another mark, settings of `Marking`, in the same noise: that costs nothing.
+
+        Raises:
+            SettingsError: a key out of range, or no such mark.
+        """
+        return _look(self.noise, Marking(**given))
 
 
 def find(
@@ -110,18 +120,21 @@ def find(
         raise SettingsError(
             f"{', '.join(idle)} has no effect here: a mark is looked for without prompt and without guidance"
         )
-    how = Marking(**own)
+    how = Marking(**own)  # what is wrong is refused before the work
     blind = {
         "solver": "euler",
         "solver_options": {},
         "guidance_scale": 1.0,
         "method": "naive",
-        "measure": False,
     }
     inverted = invert(model, Invert.of(data, "", {**blind, **others, "measure": False}), progress=progress)
-    noise = inverted.noise
+    return _look(inverted.noise, how)
+
+
+def _look(noise: Tensor, how: Marking) -> Sought:
+    """Compare noise with the mark that each of its pictures should have."""
     keys = range(how.key, how.key + len(noise))
-    return Sought(shares_as_good(MARKS[how.mark](noise.shape[1:]), noise, keys))
+    return Sought(noise, shares_as_good(MARKS[how.mark](noise.shape[1:]), noise, keys))
 
 
 def check_marking(given: Mapping[str, Any]) -> None:

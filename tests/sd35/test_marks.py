@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sd35 import marks
+from sd35.errors import SettingsError
 from sd35.noise import draw_noise, generators
 
 SHAPE = (16, 16, 16)
@@ -69,6 +70,11 @@ def test_a_mark_is_put_and_looked_for_in_a_file(pipe, tmp_path) -> None:
     sought = pipe.find_watermark(paths[1], key=8, steps=1)
     assert sought.shares.shape == (1,)
     assert sought.found == (bool(sought.shares[0] <= marks.FOUND),)
+    for given in ({"key": 9}, {"key": 8, "mark": "gaussian_shading"}):
+        anew = pipe.find_watermark(paths[1], steps=1, **given)
+        assert torch.equal(sought.again(**given).shares, anew.shares)
+    with pytest.raises(SettingsError, match="mark must be one of"):
+        sought.again(key=8, mark="rings")
 
 
 def test_the_command_puts_and_finds(model_folder, tmp_path, capsys) -> None:

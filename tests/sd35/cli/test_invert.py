@@ -51,7 +51,7 @@ def test_a_picture_tells_its_own_prompt_and_losses(sd35, made, tmp_path) -> None
         "noise",
     ]
     status, out, err = sd35("invert", picture, "a star", *arguments, "--overwrite", "--no-measure")
-    assert (status, "solver" in out) == (0, False)
+    assert (status, "solver" in out, "encoder" in out) == (0, False, False)
     assert err.startswith("note: prompts: not what the picture was drawn with")
     assert "so the noise found is at" in err.splitlines()[1]
 
