@@ -75,8 +75,8 @@ def load(
         tokenizers: another source for the tokenizers, which no weights file holds: the folder of a model, or
             one with vocab.json, merges.txt and spiece.model.
         vae: another source for the autoencoder.
-        lora: a LoRA or its kin to put on it, or a list of several: each a source, "SOURCE:SCALE" or a pair of
-            both; see `sd35.add_lora`.
+        lora: a LoRA (LoHa, LoKr, DoRA) to put on it, or a list of several: each a source, "SOURCE:SCALE" or a
+            pair of both; see `sd35.add_lora`.
         one_by_one: load each text encoder when prompts are encoded and free it before the next, so that only
             one is in memory at a time.
         memory: "low" draws in less memory with equal bits, "lowest" in still less with small differences,

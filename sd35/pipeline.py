@@ -187,7 +187,7 @@ class Pipeline(Model):
     def add_lora(
         self, source: Place, scale: float = 1.0, name: str | None = None, merge: bool = False
     ) -> LoraReport:
-        """Put a LoRA, or one of its kin, on this pipeline; see `sd35.add_lora`.
+        """Put a LoRA, or one of its relatives, on this pipeline; see `sd35.add_lora`.
 
         Pictures that are drawn from now on carry its name, its file's hash and its scale.
         """

@@ -157,7 +157,7 @@ class Settings(PictureSettings):
     loras: tuple[Lora, ...] | None = setting(
         None,
         Loras(),
-        "a LoRA or its kin, at a scale (1 by default); may be repeated; none leaves out a picture's",
+        "a LoRA (LoHa, LoKr, DoRA) at a scale (1 by default); may be repeated; none leaves out a picture's",
         decides="flow",
         option="--lora",
     )

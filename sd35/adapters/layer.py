@@ -15,7 +15,7 @@ class Adapted(nn.Module):
     """A layer, `base`, and the LoRAs beside it, `loras`, by name.
 
     The whole, the base and each LoRA have a path of their own, so that a tap sees them apart. What a DoRA
-    changes is reckoned from the layer as it was before any LoRA, so that their order does not matter.
+    changes is computed from the layer as it was before any LoRA, so that their order does not matter.
     """
 
     base: nn.Module
@@ -114,7 +114,7 @@ def changed(layer: Layer, base: Layer, changes: Iterable[Change]) -> dict[str, T
 
     Args:
         layer: what the updates are added to.
-        base: what they are reckoned from.
+        base: what they are computed from.
         changes: the updates.
     """
     changes = list(changes)

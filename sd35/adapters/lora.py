@@ -24,7 +24,7 @@ from .report import LoraReport
 def add_lora(
     target: Any, source: str | Path, scale: float = 1.0, name: str | None = None, merge: bool = False
 ) -> LoraReport:
-    """Put a LoRA, or one of its kin, on a pipeline or on one model of it.
+    """Put a LoRA, or one of its relatives, on a pipeline or on one model of it.
 
     The big weights stay as they are and the small matrices stand beside them, so this works on weights in
     bfloat16, fp8, int8 and GGUF alike; several LoRAs add up. With `merge` they are folded in, which costs

@@ -1,4 +1,4 @@
-"""LoRA and its kin, read from the files of every trainer."""
+"""LoRA and its relatives, read from the files of every trainer."""
 
 from .describe import AdapterReport as AdapterReport
 from .describe import inspect_adapter as inspect_adapter

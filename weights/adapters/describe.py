@@ -58,7 +58,7 @@ class AdapterReport:
             ("scale", _numbers(self.scales)),
             ("tensors", ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())),
         ]
-        lines = [f"{self.source}: a LoRA or its kin, {self.keys} keys", ""]
+        lines = [f"{self.source}: a LoRA or one of its relatives, {self.keys} keys", ""]
         lines += [f"  {name:<8}{value}" for name, value in rows if value]
         reasons = Counter(self.passed_over.values())
         lines += [f"  {count} keys change nothing: {why}" for why, count in reasons.items()]

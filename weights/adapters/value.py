@@ -1,4 +1,4 @@
-"""A LoRA, or one of its kin, as it is applied: which modules change, by what, and how much."""
+"""A LoRA, or one of its relatives, as it is applied: which modules change, by what, and how much."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
