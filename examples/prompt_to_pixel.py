@@ -19,9 +19,19 @@ from vae.image import to_pil
 
 @torch.no_grad()
 def draw(
-    prompt: str, model: str, *, seed: int = 0, steps: int = 28, guidance_scale: float = 4.5, side: int = 128
+    prompt: str,
+    model: str,
+    *,
+    seed: int = 0,
+    steps: int = 28,
+    guidance_scale: float = 4.5,
+    guided_from: float = 0.7,
+    side: int = 128,
 ) -> Tensor:
-    """Draw one picture, (1, 3, side, side) in [-1, 1]."""
+    """Draw one picture, (1, 3, side, side) in [-1, 1].
+
+    The embedded model is guided where sigma is `guided_from` or more; 0 is everywhere, as for SD3.5-large.
+    """
     text = weights.load_textenc(model, dtype=torch.float32)  # CLIP-L, CLIP-G and T5 with their tokenizers
     mmdit = weights.load_mmdit(model, dtype=torch.float32)  # the transformer
     vae = weights.load_vae(model, dtype=torch.float32)  # from 16 channels at an eighth of the size to pixels
@@ -33,6 +43,8 @@ def draw(
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         """Where the state moves, away from what the empty prompt would draw (classifier-free guidance)."""
+        if sigma < guided_from:
+            return mmdit(x, sigma, wanted.context, wanted.pooled)
         cond, uncond = mmdit(x.repeat(2, 1, 1, 1), sigma.repeat(2), context, pooled).split(1)
         return flow.guide(cond, uncond, guidance_scale)
 
@@ -56,11 +68,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--cfg", type=float, default=4.5, help="guidance scale (default 4.5)")
+    parser.add_argument(
+        "--guided-from", type=float, default=0.7, metavar="SIGMA", help="0 for SD3.5-large (default 0.7)"
+    )
     parser.add_argument("--side", type=int, default=128, help="of the picture, in pixels (default 128)")
     parser.add_argument("-o", "--output", required=True, metavar="PNG")
     args = parser.parse_args(argv)
     image = draw(
-        args.prompt, args.model, seed=args.seed, steps=args.steps, guidance_scale=args.cfg, side=args.side
+        args.prompt,
+        args.model,
+        seed=args.seed,
+        steps=args.steps,
+        guidance_scale=args.cfg,
+        guided_from=args.guided_from,
+        side=args.side,
     )
     to_pil(image).save(args.output)
     print(args.output)

@@ -66,7 +66,7 @@ class Found:
 
     @property
     def variant(self) -> str:
-        """The released model that the transformer is, as `weights.inspect` names it, or "unknown"."""
+        """The model that the transformer is, as `weights.inspect` names it, or "unknown"."""
         return describe(self.components["mmdit"], self.modules["mmdit"])[0]
 
     @property

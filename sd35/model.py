@@ -47,7 +47,7 @@ class Model:
     weights: str = ""
     """A hash by which other weights are told; empty where the parts were not loaded from files."""
     variant: str = ""
-    """The released model that the transformer is; "unknown" or empty for others."""
+    """The model that the transformer is: a released one, "tiny"; "unknown" or empty for others."""
     schedule_shift: float | None = None
     """What its scheduler_config.json says, where that is not what the released models have."""
     plan: Plan = NOTHING

@@ -60,7 +60,8 @@ class Pipeline(Model):
             noise: (B, 16, height / 8, width / 8) to start from, one for each image, in place of a seed; or a
                 saved state that holds it, or the path of one.
             preset: whose numbers stand for what is not said, "reference" or "diffusers", where this is a
-                released model; `sd35.presets` has them. Those of other models are the ones below.
+                released model or the embedded one; `sd35.presets` has them. Those of other models are the
+                ones below.
             progress: show a bar on stderr.
             given: the settings below.
 
@@ -151,7 +152,10 @@ class Pipeline(Model):
                 another generation; before work starts.
             NonFiniteError: a stage computed NaN or infinity.
         """
-        request = Invert.of(data, prompt, given, companion=companion, noise=noise)
+        variant, shift = self.variant, self.schedule_shift
+        request = Invert.of(
+            data, prompt, given, companion=companion, noise=noise, variant=variant, shift=shift
+        )
         return invert(self, request, progress=progress)
 
     @takes(Editing, Settings, but=("prompts", *NOT_TAKEN))
@@ -182,7 +186,11 @@ class Pipeline(Model):
             ValueError: the data are none of this model's, or settings that do not fit.
             NonFiniteError: a stage computed NaN or infinity.
         """
-        return edit(self, Edit.of(data, prompt, source_prompt, given, companion=companion), progress=progress)
+        variant, shift = self.variant, self.schedule_shift
+        request = Edit.of(
+            data, prompt, source_prompt, given, companion=companion, variant=variant, shift=shift
+        )
+        return edit(self, request, progress=progress)
 
     def add_lora(
         self, source: Place, scale: float = 1.0, name: str | None = None, merge: bool = False

@@ -1,4 +1,4 @@
-"""The numbers that each released model is drawn with, by whom.
+"""The numbers that each model is drawn with, by whom.
 
 "reference" is the table of settings in Stability's own code (sd3_infer.py of Stability-AI/sd3.5). "diffusers"
 is what the example of each model's card on the Hub runs its pipeline with: 28 steps and 3.5 for
@@ -6,6 +6,10 @@ stabilityai/stable-diffusion-3.5-large, 40 and 4.5 for -medium, 4 and 0.0 for -l
 ControlNets of large. The card of SD3-medium and its announcement (huggingface.co/blog/sd3) have 28 and 7.0,
 the pipeline's own defaults, which are the same for all models. The announcement of SD3.5-large
 (huggingface.co/blog/sd3-5) has 40 and 4.5, as Stability's code; the card counts here.
+
+The embedded model is guided where σ is 0.7 or more alone (a limited interval: Kynkäänniemi et al. 2024,
+arXiv:2404.07724). Guided everywhere it overshoots: of prompts for one shape MORE_RIGHT, and what is lost so
+cannot be inverted (docs/inversion.md). diffusers guides everywhere.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,6 +22,7 @@ WhoseNumbers = Literal["reference", "diffusers"]
 _MULTISTEP = {"solver": "dpmpp_2m", "schedule_shift": 3.0}
 _SKIPPING = {"skip_layer": "reference"}
 _EULER = {"solver": "euler", "schedule_shift": 3.0}
+_FIRST_HALF = {"interval": (0.7, 1.0)}
 
 NUMBERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "reference": {
@@ -25,12 +30,14 @@ NUMBERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "sd3.5-medium": {"steps": 50, "guidance_scale": 5.0, **_MULTISTEP, "guidance": _SKIPPING},
         "sd3.5-large": {"steps": 40, "guidance_scale": 4.5, **_MULTISTEP},
         "sd3.5-large-turbo": {"steps": 4, "guidance_scale": 1.0, **_EULER},
+        "tiny": {"guidance": _FIRST_HALF},
     },
     "diffusers": {
         "sd3-medium": {"steps": 28, "guidance_scale": 7.0, **_EULER},
         "sd3.5-medium": {"steps": 40, "guidance_scale": 4.5, **_EULER},
         "sd3.5-large": {"steps": 28, "guidance_scale": 3.5, **_EULER},
         "sd3.5-large-turbo": {"steps": 4, "guidance_scale": 1.0, **_EULER},  # 0.0 there, which means none
+        "tiny": {},
     },
 }
 """Whose, of which model, which settings."""
@@ -79,14 +86,24 @@ def told(variant: str, preset: str | None, numbers: Mapping[str, Any], given: Ma
     words = {
         "steps": lambda value: f"{value} steps",
         "guidance_scale": lambda value: "no guidance" if value == 1 else f"guidance scale {value:g}",
-        "guidance": lambda value: "skip-layer guidance",
+        "guidance": _of_guidance,
         "solver": str,
         "schedule_shift": lambda value: f"shift {value:g}",
     }
     said = [words[name](value) for name, value in taken.items() if name in words]
     said += [f"{name.replace('_', ' ')} {value}" for name, value in taken.items() if name not in words]
     model = f"{variant} as {whose} runs it" if variant in NUMBERS[whose] else f"as {whose} does it"
+    if (variant, whose) == ("tiny", "reference"):
+        model = "the embedded model"
     return f"{model}: {', '.join(said)}; options override"
+
+
+def _of_guidance(numbers: Mapping[str, Any]) -> str:
+    """What a preset says of how guidance is done, in words."""
+    words = ["skip-layer guidance"] if "skip_layer" in numbers else []
+    if "interval" in numbers:
+        words.append(f"guidance where sigma is {numbers['interval'][0]:g} or more")
+    return " and ".join(words)
 
 
 def usual_numbers(
@@ -106,7 +123,7 @@ def usual_numbers(
         shift: of the schedule, by the model's own files, which count for more than whose.
         preset: whose; None is the reference's.
         saved: whether settings of an earlier picture tell all.
-        but: settings that the task has no use for.
+        but: settings, also of guidance, that the task has no use for.
 
     Raises:
         SettingsError: there is no such preset, or it has no effect beside saved settings.
@@ -116,7 +133,9 @@ def usual_numbers(
             raise SettingsError("a saved picture has numbers of its own: preset has no effect beside them")
         return {}, ()
     numbers = numbers_of(variant, preset, controlled=bool(given.get("control")))
-    numbers = {name: value for name, value in numbers.items() if name not in but}
+    kept = {name: value for name, value in numbers.get("guidance", {}).items() if name not in but}
+    numbers = {name: value for name, value in numbers.items() if name not in (*but, "guidance")}
+    numbers |= {"guidance": kept} if kept else {}
     scale = given.get("guidance_scale")
     if (numbers.get("guidance_scale") if scale is None else scale) == 1:
         numbers.pop("guidance", None)

@@ -1,4 +1,4 @@
-"""Which released model a part is, told by its sizes."""
+"""Which model a part is, told by its sizes: a released one, or the one that comes with this project."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,9 +31,12 @@ RELEASED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 }
 """Their values in the released models."""
 
+TINY_SIZES = (192, 6, True, (0, 1), 32)
+"""Those of the embedded model's transformer, and of what is trained from it."""
+
 
 def describe(component: Component, module: nn.Module) -> tuple[str, str]:
-    """Name the released model that a part is of, and say how that was decided.
+    """Name the model that a part is of, and say how that was decided.
 
     SD3.5-large and -large-turbo have the same keys, shapes and dtypes: only a name tells, the
     file's or the `modelspec.title` in its header.
@@ -58,6 +61,8 @@ def describe(component: Component, module: nn.Module) -> tuple[str, str]:
             return f"{variant}{'-turbo' * is_turbo}", f"{decided}; {told}"
         if sizes == released:
             return variant, decided
+    if component.part == "mmdit" and sizes == TINY_SIZES:
+        return "tiny", f"{decided}: as the embedded model"
     return "unknown", f"{decided}: of no released model"
 
 

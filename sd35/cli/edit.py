@@ -12,7 +12,7 @@ from pathlib import Path
 from ..methods import Editing
 from ..settings import NOT_TAKEN, Settings
 from .control import OF_ALL, add_control, given_control
-from .model import add_model, load_pipeline
+from .model import add_model, found_model, load_pipeline
 from .options import add_prompts, add_settings, given_settings, prompt_of, tell
 
 SUMMARY = "draw a picture again under another prompt"
@@ -41,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     given = {**given_settings(args, Editing), **given_settings(args, Settings), **given_control(args)}
     request = Edit.of(args.input, prompt_of(args) or "", given=given)
     check_pictures(args.output, request.source.count, overwrite=args.overwrite, bits=args.bits)
-    pipe = load_pipeline(args, request.before, dtype=request.dtype, exact=True)
+    found = found_model(args, request.before)
+    variant, shift = found.variant, found.schedule_shift
+    request = Edit.of(args.input, prompt_of(args) or "", given=given, variant=variant, shift=shift)
+    pipe = load_pipeline(args, request.before, found=found, dtype=request.dtype, exact=True)
     edited = edit(pipe, request, progress=sys.stderr.isatty())
     tell(edited.notes)
     for path in edited.save(args.output, overwrite=args.overwrite, bits=args.bits):

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..methods import Inverting
 from ..settings import NOT_TAKEN, Settings
 from .control import OF_ALL, add_control, given_control
-from .model import add_model, load_pipeline
+from .model import add_model, found_model, load_pipeline
 from .options import add_prompts, add_settings, given_settings, prompt_of, tell
 
 SUMMARY = "find the noise that a picture was drawn from"
@@ -48,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
     check_output([args.output], suffix=".safetensors", overwrite=args.overwrite)
     given = {**given_settings(args, Inverting), **given_settings(args, Settings), **given_control(args)}
     request = Invert.of(args.input, prompt_of(args), given, noise=args.noise)
-    pipe = load_pipeline(args, request.settings, dtype=request.dtype, exact=True)
+    found = found_model(args, request.settings)
+    variant, shift = found.variant, found.schedule_shift
+    request = Invert.of(args.input, prompt_of(args), given, noise=args.noise, variant=variant, shift=shift)
+    pipe = load_pipeline(args, request.settings, found=found, dtype=request.dtype, exact=True)
     inverted = invert(pipe, request, progress=sys.stderr.isatty())
     tell(inverted.notes)
     print(inverted)

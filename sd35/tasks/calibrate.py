@@ -69,7 +69,7 @@ class Calibrate(Calibrating):
         if idle := [name for name in NOT_CALIBRATED if name in of_generation]:
             raise SettingsError(f"{', '.join(idle)}: not of a calibration, which is of Euler's method")
         # The reference guides medium by skipping layers, which needs a table that is known.
-        idle_here = (*NOT_CALIBRATED, "guidance")
+        idle_here = (*NOT_CALIBRATED, "skip_layer")
         numbers, notes = usual_numbers(of_generation, variant, shift, but=idle_here)
         settings = settings_of({"prompts": prompt, **of_generation}, None, numbers)
         request = cls(settings=settings, notes=notes, **own)

@@ -93,8 +93,10 @@ class Edit(Editing):
         given: Mapping[str, Any] | None = None,
         *,
         companion: Companion | None = None,
+        variant: str = "",
+        shift: float | None = None,
     ) -> "Edit":
-        """The request of what a user gave; see `Pipeline.edit`.
+        """The request of what a user gave, see `Pipeline.edit`; `variant`, `shift` as in `Generate.of`.
 
         Raises:
             OSError: there is no such file.
@@ -104,7 +106,9 @@ class Edit(Editing):
         if source_prompt is not None:
             own["source_prompt"] = source_prompt
         source, shared, inputs = open_with_inputs(data, shared)
-        before = source_settings(source, _of_source(source, own, shared))
+        given_before = _of_source(source, own, shared)
+        before, notes = source_settings(source, given_before, variant=variant, shift=shift)
+        source = replace(source, notes=(*source.notes, *notes))
         target = {name: value for name, value in shared.items() if name in OF_TARGET}
         after = settings_of({"seed": before.seed or 0, **target, "prompts": prompt}, before)
         one_for_all = len(after.prompts) == 1

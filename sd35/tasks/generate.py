@@ -90,7 +90,7 @@ class Generate:
             given: settings by name.
             base: those of an earlier picture, in which they change what they name.
             noise: to begin with; it decides the size, and takes the place of a seed.
-            variant: the released model that it is for, whose own numbers stand where nothing is said.
+            variant: the model that it is for, whose own numbers stand where nothing is said.
             shift: of the schedule, where the model's own files say one.
             preset: whose numbers these are, "reference" or "diffusers"; None is the reference's.
 

@@ -5,7 +5,7 @@ of the solver is approximate. Each is measured by itself, in the terms of `flow.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
@@ -83,8 +83,10 @@ class Invert(Inverting):
         *,
         companion: Companion | None = None,
         noise: Noise | None = None,
+        variant: str = "",
+        shift: float | None = None,
     ) -> "Invert":
-        """The request of what a user gave; see `Pipeline.invert`.
+        """The request of what a user gave, see `Pipeline.invert`; `variant`, `shift` as in `Generate.of`.
 
         Raises:
             OSError: there is no such file.
@@ -94,11 +96,11 @@ class Invert(Inverting):
         if prompt is not None:
             of_generation["prompts"] = prompt
         source, of_generation, inputs = open_with_inputs(data, of_generation)
-        settings = source_settings(source, of_generation)
+        settings, notes = source_settings(source, of_generation, variant=variant, shift=shift)
         if noise is None and settings.seed is None:
             noise = source.noise
         request = cls(
-            source=source,
+            source=replace(source, notes=(*source.notes, *notes)),
             settings=settings,
             companion=companion or source.companion,
             noise=None if noise is None else as_noise(noise),

@@ -17,6 +17,7 @@ from ..fitting import fitted, nearest_size
 from ..images import Picture, as_image
 from ..model import Model
 from ..opening import open_pictures
+from ..presets import usual_numbers
 from ..saved.png import read_kept, read_settings
 from ..saved.state import State
 from ..settings import NOT_TAKEN, Settings, settings_of
@@ -178,12 +179,26 @@ def open_with_inputs(data: Data, given: dict[str, Any]) -> tuple[Source, dict[st
     return source, {name: value for name, value in taken.items() if name not in left_out}, inputs
 
 
-def source_settings(source: Source, given: dict[str, Any]) -> Settings:
+OF_DRAWING = ("solver", "steps")
+"""Of a model's own numbers, those that say how pictures are drawn of its flow, and not which flow that is."""
+
+
+def source_settings(
+    source: Source, given: dict[str, Any], *, variant: str, shift: float | None
+) -> tuple[Settings, tuple[str, ...]]:
     """The settings that a source was made with: its own, except what is given.
+
+    Where it carries none, the flow is that of the model's own numbers, as for a generation; followed by
+    Euler's method, the one that an inverse is sought for.
 
     Args:
         source: what is there.
         given: settings of a generation by name.
+        variant: of the model, as in `Generate.of`.
+        shift: of the schedule, likewise.
+
+    Returns:
+        The settings, and what a user should know of them.
 
     Raises:
         SettingsError: nothing tells the prompt; a setting that the source decides by itself; settings of
@@ -191,10 +206,12 @@ def source_settings(source: Source, given: dict[str, Any]) -> Settings:
     """
     if taken := [name for name in NOT_TAKEN if name in given]:
         raise fields.fault(Settings, taken, ": that is told by the picture itself; leave it out")
+    notes: tuple[str, ...] = ()
     if source.saved is not None:
         settings = settings_of(given, source.saved)
     elif "prompts" in given:
-        settings = settings_of({"seed": None, **given})
+        numbers, notes = usual_numbers(given, variant, shift, but=OF_DRAWING)
+        settings = settings_of({"seed": None, **given}, None, numbers)
         if len(settings.prompts) == 1:
             settings = replace(settings, images_per_prompt=source.count)
     else:
@@ -209,7 +226,7 @@ def source_settings(source: Source, given: dict[str, Any]) -> Settings:
         )
     if source.count != settings.images:
         raise SettingsError(f"the settings are those of {settings.images} pictures, got {source.count}")
-    return replace(settings, width=width, height=height)
+    return replace(settings, width=width, height=height), notes
 
 
 def settings_for(model: Model, source: Source, settings: Settings) -> Settings:

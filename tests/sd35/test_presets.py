@@ -5,11 +5,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
+import weights
 from sd35 import SettingsError
+from sd35.guidance import PLAIN
 from sd35.presets import NUMBERS, below_one, numbers_of
 from sd35.tasks.calibrate import Calibrate
+from sd35.tasks.edit import Edit
 from sd35.tasks.generate import Generate
+from sd35.tasks.invert import Invert
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,34 @@ def test_saved_settings_have_numbers_of_their_own() -> None:
         Generate.of(base=saved, preset="diffusers")
     with pytest.raises(SettingsError, match="must be one of reference, diffusers"):
         Generate.of("a circle", preset="comfy")
+
+
+def test_the_embedded_model_is_guided_at_high_noise_alone() -> None:
+    request = Generate.of("a circle", {}, variant="tiny")
+    assert request.settings.guidance.interval == (0.7, 1.0)
+    assert request.notes == ("the embedded model: guidance where sigma is 0.7 or more; options override",)
+    assert Calibrate.of("a circle", variant="tiny").settings.guidance.interval == (0.7, 1.0)
+    for given, preset in (({"guidance": {"interval": (0, 1)}}, None), ({}, "diffusers")):
+        other = Generate.of("a circle", given, variant="tiny", preset=preset).settings
+        assert other.guidance.interval == (0.0, 1.0)
+    assert Generate.of("a circle", {"guidance_scale": 1.0}, variant="tiny").settings.guidance == PLAIN
+    sizes = weights.inspect("tiny").components["mmdit"]
+    assert (sizes.variant, sizes.decided.endswith("as the embedded model")) == ("tiny", True)
+
+
+def test_what_carries_no_settings_is_of_the_models_own_flow() -> None:
+    """Latents of `generate` are inverted and edited under its guidance, but by Euler's method in 28 steps."""
+    latents = torch.zeros(1, 16, 4, 4)
+    inverting = Invert.of(latents, "a circle", variant="sd3.5-medium")
+    editing = Edit.of(latents, "a square", "a circle", variant="sd3.5-medium")
+    drawn = Generate.of("a circle", variant="sd3.5-medium").settings
+    for settings in (inverting.settings, editing.before, editing.after):
+        assert (settings.guidance, settings.guidance_scale) == (drawn.guidance, drawn.guidance_scale)
+        assert (settings.solver, settings.steps, settings.schedule_shift) == ("euler", 28, 3.0)
+    note = (
+        "sd3.5-medium as reference runs it: guidance scale 5, shift 3, skip-layer guidance; options override",
+    )
+    assert inverting.source.notes == editing.source.notes == note
 
 
 def test_a_calibration_is_for_the_models_own_numbers() -> None:
