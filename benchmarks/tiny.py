@@ -34,6 +34,7 @@ import flow  # noqa: E402
 import sd35  # noqa: E402
 from sd35.device import as_device  # noqa: E402
 from sd35.noise import draw_noise, generators, seeded  # noqa: E402
+from sd35.presets import numbers_of  # noqa: E402
 from sd35.tiny.autoencoder import NOISE, psnr, read_back  # noqa: E402
 from sd35.tiny.captions import Claim, ShapeClaim, held_out_prompts, open_prompts, parse  # noqa: E402
 from sd35.tiny.painting import draw  # noqa: E402
@@ -124,9 +125,19 @@ def print_right(name: str, found: Sequence[Verdicts]) -> None:
     row(f"{name}, says the second judge", share(sum(not one.second for one in found), len(found)))
 
 
+def guided_velocity(pipe: sd35.Pipeline, prompts: Sequence[str], scale: float, arguments: Any) -> Any:
+    """The velocity of prompts, guided as the model's own numbers say, or at the levels that are given."""
+    interval = arguments.guidance_interval
+    if interval is None:
+        interval = numbers_of(pipe.variant, None).get("guidance", {}).get("interval", (0.0, 1.0))
+    return pipe.velocity(
+        list(prompts), guidance_scale=scale, batch_size=len(prompts), interval=tuple(interval)
+    )
+
+
 def drawn(pipe: sd35.Pipeline, prompts: Sequence[str], scale: float, arguments: Any) -> torch.Tensor:
     """Pictures of prompts, (B, 3, H, W) of 8 bits, with the seeds that `generate` would take."""
-    velocity = pipe.velocity(list(prompts), guidance_scale=scale, batch_size=len(prompts))
+    velocity = guided_velocity(pipe, prompts, scale, arguments)
     seeds = range(arguments.seed, arguments.seed + len(prompts))
     noise = draw_noise(generators(seeds), pipe.latents_shape(None, None)).to(pipe.device)
     latents = flow.solve(velocity, noise, flow.sigmas(arguments.steps))
@@ -149,7 +160,7 @@ def print_prompts(
 
 def print_noise(pipe: sd35.Pipeline, prompts: list[str], scale: float, arguments: Any) -> None:
     """How much of its noise a picture keeps: the naive inverse's cosine, from latents and from 8 bits."""
-    velocity = pipe.velocity(prompts, guidance_scale=scale, batch_size=len(prompts))
+    velocity = guided_velocity(pipe, prompts, scale, arguments)
     noise = draw_noise(generators(range(len(prompts))), pipe.latents_shape(None, None)).to(pipe.device)
     sigmas = flow.sigmas(arguments.steps)
     latents = flow.solve(velocity, noise, sigmas)
@@ -161,18 +172,24 @@ def print_noise(pipe: sd35.Pipeline, prompts: list[str], scale: float, arguments
 
 
 def draw_sheet(pipe: sd35.Pipeline, path: Path, arguments: Any) -> None:
-    """Draw the prompts of SHEET with their texts under them, five in a row."""
+    """Draw the prompts of SHEET with their texts and seeds under them, five in a row."""
     pictures = drawn(pipe, SHEET, arguments.guidance_scale[0], arguments).movedim(1, 3).numpy()
-    side, gap, text_height, columns = 160, 16, 46, 5
-    rows = -(-len(SHEET) // columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text_height + gap) + gap), "white")
+    side, gap, line, columns = 160, 16, 15, 5
+    told = [f"{prompt} (seed\u00a0{arguments.seed + index})" for index, prompt in enumerate(SHEET)]
+    texts = [textwrap.wrap(text, 27) for text in told]
+    rows = [range(start, min(start + columns, len(SHEET))) for start in range(0, len(SHEET), columns)]
+    heights = [side + 8 + line * max(len(texts[index]) for index in row) + gap for row in rows]
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, gap + sum(heights)), "white")
     painter, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for index, (picture, prompt) in enumerate(zip(pictures, SHEET, strict=True)):
-        x = gap + index % columns * (side + gap)
-        y = gap + index // columns * (side + text_height + gap)
-        sheet.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS), (x, y))
-        painter.rectangle((x - 1, y - 1, x + side, y + side), outline=(200, 200, 200))
-        painter.text((x, y + side + 5), "\n".join(textwrap.wrap(prompt, 27)), fill=(40, 40, 40), font=font)
+    for number, row in enumerate(rows):
+        y = gap + sum(heights[:number])
+        for column, index in enumerate(row):
+            x = gap + column * (side + gap)
+            picture = Image.fromarray(pictures[index]).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (x, y))
+            painter.rectangle((x - 1, y - 1, x + side, y + side), outline=(200, 200, 200))
+            for below, text in enumerate(texts[index]):
+                painter.text((x, y + side + 5 + line * below), text, fill=(40, 40, 40), font=font)
     sheet.save(path)
 
 
@@ -212,6 +229,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100, help="pictures drawn together (default 100)")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--guidance-scale", type=float, nargs="+", default=[4.5])
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels that are guided (default: the model's own numbers)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="write a sheet of twenty pictures and prompts here")
     parser.add_argument("--hundred", type=Path, help="and one of a hundred, open prompts and held-out ones")
