@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sd35.presets import NUMBERS
+from sd35.tasks.generate import Generate
 
 PAGE = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text(encoding="utf-8")
 
@@ -26,17 +27,17 @@ def test_the_numbers_are_those_of_the_code() -> None:
     rows = {
         line.split("|")[1].strip().lower(): line.split("|")[2:4]
         for line in PAGE.splitlines()
-        if line.startswith("| SD3")
+        if line.startswith(("| SD3", "| tiny"))
     }
     for column, whose in enumerate(("reference", "diffusers")):
-        for model, numbers in NUMBERS[whose].items():
+        for model in NUMBERS[whose]:
+            found = Generate.of("a", variant=model, preset=whose).settings
             said = rows[model][column]
             if said.strip().startswith("the same"):
-                said = rows[model][0]
-            assert f"{numbers['steps']} steps, {numbers['solver']}" in said.replace(
-                "steps, euler", "steps, euler"
-            )
-            assert (
-                "no guidance" if numbers["guidance_scale"] == 1 else f"scale {numbers['guidance_scale']:g}"
-            ) in said
-            assert ("skip-layer" in said) == ("guidance" in numbers)
+                said = f"{rows[model][0]}, {said}"
+            assert f"{found.steps} steps, {found.solver}" in said
+            scale = found.guidance_scale
+            assert ("no guidance" if scale == 1 else f"scale {scale:g}") in said
+            assert ("skip-layer" in said) == (found.guidance.skip_layer is not None)
+            low = found.guidance.interval[0]
+            assert (f"where σ is {low:g} or more" in said and "everywhere" not in said) == (low > 0)

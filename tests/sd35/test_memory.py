@@ -60,7 +60,7 @@ def test_modulation_first_draws_the_same_bits_and_gives_the_layers_back(tiny, gi
     expected = tiny.generate("a red circle", **OPTIONS, **given)
     before = list(tiny.mmdit.parameters())
     pipe = replace(tiny, plan=Plan(release=True))
-    generation = Generation(pipe, Generate.of("a red circle", OPTIONS | given))
+    generation = Generation(pipe, Generate.of("a red circle", OPTIONS | given, variant="tiny"))
     seen, run = set[int](), generation._guided._run
     table, sizes = pipe.mmdit.pos_embed, set[int]()
 
