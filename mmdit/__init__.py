@@ -9,14 +9,18 @@ from .init import init_weights
 from .joint_controlnet import JointControlNet, JointControlNetConfig
 from .model import MMDiT, spread
 from .modulation import Released, crop_table, release_modulation
+from .offload import InTurn, Offloaded, OnDemand
 
 __all__ = [
     "ControlNet",
     "ControlNetConfig",
+    "InTurn",
     "JointControlNet",
     "JointControlNetConfig",
     "MMDiT",
     "MMDiTConfig",
+    "Offloaded",
+    "OnDemand",
     "Released",
     "ShapeError",
     "compile_blocks",

@@ -79,11 +79,11 @@ class Latents:
         self.filled = max(self.filled, rows.stop)
 
     def fill(self, number: int, until: float, left: Callable[[], float]) -> None:
-        """Encode the first `number` scenes as they are drawn; fewer where no more than `until` seconds are left.
+        """Encode the first `number` scenes as they are drawn, or as many as there is time for.
 
         Args:
             number: of scenes; the first 256, or all where there are fewer, are encoded in any case.
-            until: of what `left` counts.
+            until: what is left when time is over.
             left: seconds until the run's end.
         """
         number = min(number, self.bank.capacity)
