@@ -14,6 +14,7 @@ from mmdit import compile_blocks
 from textenc import T5
 from weights import SourceError
 from weights.adapters import read_adapter
+from weights.component import Component
 from weights.load import Loader
 
 from .adapters.lora import shapes_of
@@ -21,7 +22,7 @@ from .device import as_device, check_compiler, fast_dtype
 from .errors import SettingsError
 from .found import Found, Place, dtypes_of, find, read
 from .loras import Lora, Loras
-from .memory import Level, Needs, choose, free_memory
+from .memory import Level, Needs, choose, free_memory, keep_blocks
 from .pipeline import Pipeline
 
 Dtypes: TypeAlias = torch.dtype | Mapping[str, torch.dtype | None] | None
@@ -79,9 +80,9 @@ def load(
             pair of both; see `sd35.add_lora`.
         one_by_one: load each text encoder when prompts are encoded and free it before the next, so that only
             one is in memory at a time.
-        memory: "low" draws in less memory with equal bits, "lowest" in still less with small differences,
-            "auto" takes the first of "off", "low" and "lowest" that fits into what is free; see `sd35.memory`
-            and docs/speed.md. `Pipeline.notes` say what was done.
+        memory: "low" and "lower" draw in less memory with equal bits, "lowest" in the least with small
+            differences, "auto" takes the first of "off" and these that fits into what is free; see
+            `sd35.memory` and docs/speed.md. `Pipeline.notes` say what was done.
         compile: run the transformer's blocks through torch.compile: faster on a GPU after some seconds at the
             first step; results differ by rounding, and pictures record it.
         unpack: weights in fp8, int8 and GGUF's blocks stay as they are, and each linear layer makes its
@@ -145,13 +146,15 @@ def load_found(
     needs = needs_of(found, device, dtype, unpack=unpack)
     plan, notes = choose(memory, needs, device, free_memory(device))
     plan = replace(plan, one_by_one=plan.one_by_one or one_by_one)
-    model = read(found, device, dtype, one_by_one=plan.one_by_one, unpack=unpack, hash_values=hash_values)
+    how = {"one_by_one": plan.one_by_one, "unpack": unpack, "hash_values": hash_values}
+    model = read(found, device, dtype, away=plan.away, **how)
+    offloaded = keep_blocks(model.mmdit, plan, device)
     if plan.by_layers and model.text is not None and isinstance(model.text.t5, Loader):
         model.text = replace(model.text, t5=replace(model.text.t5, by_layers=True))
     if compile:
         compile_blocks(model.mmdit)
         notes = (*notes, "the transformer is compiled by block: its first step takes some seconds more")
-    return Pipeline(**{**vars(model), "plan": plan, "notes": notes})
+    return Pipeline(**{**vars(model), "plan": plan, "notes": notes, "offloaded": offloaded})
 
 
 def usual_dtype(found: Found, device: torch.device) -> tuple[torch.dtype | None, tuple[str, ...]]:
@@ -170,11 +173,9 @@ def needs_of(found: Found, device: torch.device, dtype: Dtypes, *, unpack: bool 
     """What the parts of a model that was found take, by their headers."""
     dtypes, weights = dtypes_of(device, dtype), dict[str, float]()
     for part, component in found.components.items():
-        itemsize = (dtypes[part] or component.dtype).itemsize
-        numbers = sum(prod(shape) for shape in component.shapes().values())
-        stored = sum(info.nbytes for info in component.sources.values())
-        weights[part] = stored if component.in_few_bits and not unpack else itemsize * numbers
+        weights[part] = sum(_bytes(component, dtypes[part], unpack=unpack).values())
     mmdit, vae = found.mmdit, found.vae
+    each = _blocks(found.components["mmdit"], dtypes["mmdit"], unpack=unpack)
     streamed, t5 = 0.0, found.modules.get("t5")
     if isinstance(t5, T5):
         table = t5.shared.weight.numel() / sum(one.numel() for one in t5.parameters())
@@ -185,8 +186,32 @@ def needs_of(found: Found, device: torch.device, dtype: Dtypes, *, unpack: bool 
         vae=vae,
         itemsize=(dtypes["mmdit"] or found.components["mmdit"].dtype).itemsize,
         pixels=found.size.width * found.size.height,
+        blocks=sum(each.values()),
+        block=max(each.values()),
         streamed=streamed,
     )
+
+
+def _bytes(component: Component, dtype: torch.dtype | None, *, unpack: bool) -> dict[str, float]:
+    """What each tensor of a part takes, by its key."""
+    if component.in_few_bits and not unpack:
+        infos = component.unit.infos
+        return {
+            key: float(sum(infos[name].nbytes for name in recipe.sources))
+            for key, recipe in component.recipes.items()
+        }
+    itemsize = (dtype or component.dtype).itemsize
+    return {key: float(itemsize * prod(shape)) for key, shape in component.shapes().items()}
+
+
+def _blocks(component: Component, dtype: torch.dtype | None, *, unpack: bool) -> dict[str, float]:
+    """What each joint block of a transformer takes, by its number."""
+    each = dict[str, float]()
+    for key, size in _bytes(component, dtype, unpack=unpack).items():
+        if key.startswith("joint_blocks."):
+            number = key.split(".")[1]
+            each[number] = each.get(number, 0.0) + size
+    return each
 
 
 def check_loras(found: Found, loras: tuple[Lora, ...]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flow import SOLVERS
-from mmdit import MMDiT, is_compiled
+from mmdit import MMDiT, Offloaded, is_compiled
 from textenc import Encoding, TextEncoder
 from textenc.prompt import PromptLike, as_prompts
 from vae import VAE
@@ -54,6 +54,8 @@ class Model:
     """What is done to need less memory."""
     notes: tuple[str, ...] = ()
     """What a user should know of how it was loaded."""
+    offloaded: Offloaded | None = None
+    """The transformer's blocks, where they are kept on the CPU."""
     nets: Mapping[Hashable, nn.Module] = field(default_factory=dict)
     """The ControlNets of the last call, by their files, so that the next one does not read them again."""
 
@@ -145,6 +147,8 @@ class Model:
                 "the prompt and the negative one, for flow.solve and pipe.decode; sd35.load shows how"
             )
         text = self.text
+        if self.offloaded is not None:
+            self.offloaded.leave()
         encodings = text.encode_each(prompts, **options) if alone else [text.encode(prompts, **options)]
         for one in encodings:
             for tensor in (one.context, one.pooled):

@@ -28,8 +28,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--memory",
         default="auto",
         metavar="LEVEL",
-        help="auto (the default: what fits), off, low (the same bits in less memory) or lowest (still less; "
-        "pictures are coded in tiles, which changes larger ones a little)",
+        help="auto (the default: what fits), off, low or lower (the same bits in less memory) or lowest (the "
+        "least; pictures are coded in tiles, which changes larger ones a little)",
     )
     group.add_argument(
         "--compile",
