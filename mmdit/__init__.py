@@ -5,6 +5,7 @@ from .config import MMDiTConfig, ShapeError
 from .controlnet import ControlNet, ControlNetConfig
 from .embed import position_table, timestep_embedding
 from .flops import flops
+from .graphs import eager_forward, forget_graphs, graph_forward
 from .init import init_weights
 from .joint_controlnet import JointControlNet, JointControlNetConfig
 from .model import MMDiT, spread
@@ -26,7 +27,10 @@ __all__ = [
     "compile_blocks",
     "crop_table",
     "eager_blocks",
+    "eager_forward",
     "flops",
+    "forget_graphs",
+    "graph_forward",
     "init_weights",
     "is_compiled",
     "is_watched",

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from flow import Calibration, Companion
-from mmdit import is_compiled
+from mmdit import eager_forward, is_compiled
 from textenc.prompt import PromptLike
 
 from .adapters.lora import add_lora, remove_lora, set_lora
@@ -289,6 +289,8 @@ class Pipeline(Model):
         if self.offloaded is not None:
             self.offloaded.undo()
             self.offloaded = None
+        if where is not None and where.type != "cuda":
+            eager_forward(self.mmdit)
         for part in (self.mmdit, self.vae):
             part.to(device=where, dtype=dtype)
         loaders = {}
