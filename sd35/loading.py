@@ -3,29 +3,27 @@
 The file is not called load.py: a submodule of that name would take the place of the function `sd35.load`.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
 from mmdit import compile_blocks, graph_forward
-from textenc import T5
 from weights import SourceError
 from weights.adapters import read_adapter
-from weights.component import Component
 from weights.load import Loader
 
+from .adapters.fp8 import check_fp8, use_fp8
 from .adapters.lora import shapes_of
 from .device import as_device, check_compiler, check_graphs, fast_dtype
 from .errors import SettingsError
 from .found import Found, Place, dtypes_of, find, read
 from .loras import Lora, Loras
-from .memory import Level, Needs, choose, free_memory, keep_blocks
+from .memory import Level, choose, free_memory, keep_blocks
+from .needs import Dtypes, needs_of
 from .pipeline import Pipeline
 
-Dtypes: TypeAlias = torch.dtype | Mapping[str, torch.dtype | None] | None
 LARGE = 1e9
 """Bytes of weights in bfloat16 from which a model may be computed in it on a CPU unasked."""
 
@@ -47,6 +45,7 @@ def load(
     memory: Level = "auto",
     compile: bool = False,
     cuda_graphs: bool = False,
+    fp8: bool = False,
     unpack: bool = False,
     hash_values: bool = False,
 ) -> Pipeline:
@@ -88,6 +87,8 @@ def load(
             first step; results differ by rounding, and pictures record it.
         cuda_graphs: record the transformer's kernels at the first step, and repeat them at the others: the
             same bits, faster for small pictures, where a GPU waits for Python. All of it stays on the GPU.
+        fp8: take the products of the transformer's blocks in 8-bit floats, on a GPU that has them: half the
+            weights, faster when compiled; results differ, and pictures record it.
         unpack: weights in fp8, int8 and GGUF's blocks stay as they are, and each linear layer makes its
             numbers when it is used; True makes all of them now, which takes more memory and less time.
         hash_values: record in pictures a hash of every byte of the files, for which all are read; by default
@@ -119,6 +120,7 @@ def load(
         memory=memory,
         compile=compile,
         cuda_graphs=cuda_graphs,
+        fp8=fp8,
         one_by_one=one_by_one,
         unpack=unpack,
         hash_values=hash_values,
@@ -137,6 +139,7 @@ def load_found(
     memory: Level = "auto",
     compile: bool = False,
     cuda_graphs: bool = False,
+    fp8: bool = False,
     one_by_one: bool = False,
     unpack: bool = False,
     hash_values: bool = False,
@@ -150,7 +153,9 @@ def load_found(
         check_compiler(device)
     if cuda_graphs:
         check_graphs(device)
-    needs = needs_of(found, device, dtype, unpack=unpack)
+    if fp8:
+        check_fp8(device, dtypes_of(device, dtype)["mmdit"], unpack=unpack)
+    needs = needs_of(found, device, dtype, unpack=unpack, fp8=fp8)
     plan, notes = choose(memory, needs, device, free_memory(device))
     plan = replace(plan, one_by_one=plan.one_by_one or one_by_one)
     if cuda_graphs and plan.away:
@@ -160,6 +165,8 @@ def load_found(
         )
     how = {"one_by_one": plan.one_by_one, "unpack": unpack, "hash_values": hash_values}
     model = read(found, device, dtype, away=plan.away, **how)
+    if fp8:
+        use_fp8(model.mmdit)
     offloaded = keep_blocks(model.mmdit, plan, device)
     if plan.by_layers and model.text is not None and isinstance(model.text.t5, Loader):
         model.text = replace(model.text, t5=replace(model.text.t5, by_layers=True))
@@ -181,51 +188,6 @@ def usual_dtype(found: Found, device: torch.device) -> tuple[torch.dtype | None,
         f"computed in bfloat16, which this processor multiplies fast: {size:.3g} GB of weights in place of "
         f"{2 * size:.3g}; dtype float32 rounds less",
     )
-
-
-def needs_of(found: Found, device: torch.device, dtype: Dtypes, *, unpack: bool = False) -> Needs:
-    """What the parts of a model that was found take, by their headers."""
-    dtypes, weights = dtypes_of(device, dtype), dict[str, float]()
-    for part, component in found.components.items():
-        weights[part] = sum(_bytes(component, dtypes[part], unpack=unpack).values())
-    mmdit, vae = found.mmdit, found.vae
-    each = _blocks(found.components["mmdit"], dtypes["mmdit"], unpack=unpack)
-    streamed, t5 = 0.0, found.modules.get("t5")
-    if isinstance(t5, T5):
-        table = t5.shared.weight.numel() / sum(one.numel() for one in t5.parameters())
-        streamed = weights["t5"] * (table + (1 - table) / t5.config.depth)
-    return Needs(
-        weights=weights,
-        mmdit=mmdit,
-        vae=vae,
-        itemsize=(dtypes["mmdit"] or found.components["mmdit"].dtype).itemsize,
-        pixels=found.size.width * found.size.height,
-        blocks=sum(each.values()),
-        block=max(each.values()),
-        streamed=streamed,
-    )
-
-
-def _bytes(component: Component, dtype: torch.dtype | None, *, unpack: bool) -> dict[str, float]:
-    """What each tensor of a part takes, by its key."""
-    if component.in_few_bits and not unpack:
-        infos = component.unit.infos
-        return {
-            key: float(sum(infos[name].nbytes for name in recipe.sources))
-            for key, recipe in component.recipes.items()
-        }
-    itemsize = (dtype or component.dtype).itemsize
-    return {key: float(itemsize * prod(shape)) for key, shape in component.shapes().items()}
-
-
-def _blocks(component: Component, dtype: torch.dtype | None, *, unpack: bool) -> dict[str, float]:
-    """What each joint block of a transformer takes, by its number."""
-    each = dict[str, float]()
-    for key, size in _bytes(component, dtype, unpack=unpack).items():
-        if key.startswith("joint_blocks."):
-            number = key.split(".")[1]
-            each[number] = each.get(number, 0.0) + size
-    return each
 
 
 def check_loras(found: Found, loras: tuple[Lora, ...]) -> None:

@@ -18,6 +18,7 @@ from vae import VAE
 from vae.tiling import Code, decode_tiled, encode_tiled
 from weights.load import Loader
 
+from .adapters.fp8 import is_fp8
 from .adapters.lora import loras_on
 from .device import full_float32
 from .errors import SettingsError, check_finite
@@ -244,6 +245,7 @@ class Model:
         }
         made_with |= {f"{part}_dtype": name for part, name in computed.items() if name != computed["mmdit"]}
         made_with |= {"compiled": "by block"} if is_compiled(self.mmdit) else {}
+        made_with |= {"products": "fp8"} if is_fp8(self.mmdit) else {}
         made_with |= {"tile": str(self.plan.tile)} if self.plan.tile else {}
         made_with |= {f"{part}_source": source for part, source in self.sources.items()}
         made_with |= {"weights": self.weights} if self.weights else {}

@@ -42,6 +42,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="on a CUDA GPU, repeat the kernels of the first step: the same bits, faster for small pictures",
     )
     group.add_argument(
+        "--fp8",
+        action="store_true",
+        help="products in 8-bit floats, on NVIDIA GPUs from Ada on: half the weights, faster with --compile, "
+        "with other pictures",
+    )
+    group.add_argument(
         "--unpack",
         action="store_true",
         help="turn weights in few bits (GGUF, fp8, int8) into numbers once: faster, in more memory",
@@ -143,6 +149,7 @@ def load_pipeline(
         memory=args.memory,
         compile=args.compile,
         cuda_graphs=args.cuda_graphs,
+        fp8=args.fp8,
         one_by_one=args.one_by_one,
         unpack=args.unpack,
         hash_values=getattr(args, "hash_values", False) or is_of_values(recorded),
