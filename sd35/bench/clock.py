@@ -26,7 +26,7 @@ class Timing:
 
     wall: tuple[float, ...]  # seconds, of each call
     cpu: tuple[float, ...]  # likewise, over all threads and processes that it waited for
-    peak: int | None  # bytes at most beyond what was held before; None where nobody counts
+    peak: int | None  # bytes at most beyond what was held before; None where the system does not count
     on_cpu: bool
 
     @property

@@ -25,10 +25,10 @@ from .parts import Parts, random_module
 from .peer import Peer
 
 TOKENS = 154
-"""Of a prompt: 77 of CLIP, and the 77 that T5 is padded to."""
+"""Tokens of a prompt: 77 of CLIP, and the 77 that T5 is padded to."""
 CLIP_LENGTH = 77
 HOST_BLOCKS = 24
-"""Of the small transformer whose step is all Python."""
+"""Blocks of the small transformer, whose step costs nothing but Python and calls of operators."""
 OURS = "from sd35 import load"
 MMDIT_PREFIX = "model.diffusion_model."
 
