@@ -49,7 +49,7 @@ def is_compiled(model: MMDiT) -> bool:
 
 
 def is_watched(module: nn.Module, within: str = "") -> bool:
-    """Whether there is a hook on a part of a module; only parts whose path contains `within` are looked at."""
+    """Whether there is a hook on a part of a module, among the parts whose path contains `within`."""
     return any(
         part._forward_hooks or part._forward_pre_hooks
         for path, part in module.named_modules()

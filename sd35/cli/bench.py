@@ -2,7 +2,7 @@
 
 Without --model, random weights of SD3.5's own sizes are measured, which needs no download. Every stage is run
 once to warm up, once for its memory and then --repeats times, in turn with the other implementation where
-there is one: medians, and lowest to highest. On a CPU the ratio and the share of the ceiling are of processor
+there is one: medians, and lowest to highest. Short stages run up to --repeats times as often. On a CPU the ratio and the share of the ceiling are of processor
 time, since machines are shared; elsewhere of wall-clock time. The ceiling is a large matrix product.
 """
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pixels", type=int, nargs="+", help="sides of pictures; default 256 512, or the model's own"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each stage (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of a long stage (default 5)")
     parser.add_argument(
         "--against", metavar="NAME", help="diffusers, or a file like benchmarks/diffusers_peer.py"
     )
