@@ -205,6 +205,8 @@ class Model:
         Yields:
             What the transformer's weights were, where they are widened; else None.
         """
+        if self.offloaded is not None:
+            self.offloaded.leave()
         before, narrow = self.dtype, dict[nn.Parameter | Tensor, Tensor]()
         for module in () if dtype is None else (self.mmdit, self.vae):
             for tensor in (*module.parameters(), *module.buffers()):

@@ -289,6 +289,7 @@ class Pipeline(Model):
         if self.offloaded is not None:
             self.offloaded.undo()
             self.offloaded = None
+            where = where or self.device
         if where is not None and where.type != "cuda":
             eager_forward(self.mmdit)
         for part in (self.mmdit, self.vae):

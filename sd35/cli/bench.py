@@ -2,8 +2,9 @@
 
 Without --model, random weights of SD3.5's own sizes are measured, which needs no download. Every stage is run
 once to warm up, once for its memory and then --repeats times, in turn with the other implementation where
-there is one: medians, and lowest to highest. Short stages run up to --repeats times as often. On a CPU the ratio and the share of the ceiling are of processor
-time, since machines are shared; elsewhere of wall-clock time. The ceiling is a large matrix product.
+there is one: medians, and lowest to highest. Short stages run up to --repeats times as often. On a CPU the
+ratio and the share of the ceiling are of processor time, since machines are shared; elsewhere of wall-clock
+time. The ceiling is a large matrix product.
 """
 
 import argparse

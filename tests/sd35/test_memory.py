@@ -162,6 +162,25 @@ def test_blocks_are_on_the_device_while_they_draw_alone(tiny, level, monkeypatch
     assert [one.data_ptr() for one in tiny.mmdit.joint_blocks.parameters()] == own
 
 
+def test_weights_that_are_widened_visit_too_and_are_gone_after_it(model_folder) -> None:
+    pipe = sd35.load(model_folder, dtype=torch.bfloat16)
+    expected = pipe.invert(
+        pipe.generate("a", steps=1).state(), method="naive", precision="float32", measure=False
+    )
+    weights, own = dict(pipe.mmdit.joint_blocks.named_parameters()), dict[str, int]()
+    own |= {name: one.data_ptr() for name, one in weights.items()}
+    pipe.offloaded = keep_blocks(pipe.mmdit, PLANS["low"], torch.device("cpu"))
+    drawn = pipe.generate("a", steps=1)
+    found = pipe.invert(drawn.state(), method="naive", precision="float32", measure=False)
+    assert torch.equal(found.noise, expected.noise)
+    assert pipe.offloaded is not None
+    pipe.offloaded.leave()
+    assert {name: one.data_ptr() for name, one in weights.items()} == own
+    pipe.to(dtype=torch.float32)
+    assert pipe.offloaded is None
+    assert {one.dtype for one in weights.values()} == {torch.float32}
+
+
 def watched(run: Any, look: Any, name: str) -> Any:
     """A function before which somebody looks."""
 
