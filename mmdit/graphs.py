@@ -67,7 +67,8 @@ class GraphedForward:
         if parts is None or wanted or options.get("residuals") is not None:
             return MMDiT.forward(self.model, *given, **options)
         skipped = tuple(sorted(options.get("skip_layers", ())))
-        key = (skipped, *((one.shape, one.dtype, one.device) for one in given))
+        mode = torch.is_inference_mode_enabled()  # whose tensors cannot be written to outside of it
+        key = (skipped, mode, *((one.shape, one.dtype, one.device) for one in given))
         graph = self.graphs.pop(key, None)
         if graph is None or not _same(graph.parts, parts):
             graph = self._record(given, skipped, parts)
