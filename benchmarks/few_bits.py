@@ -2,12 +2,14 @@
 
     python benchmarks/few_bits.py                       the embedded model, 32 prompts, as Markdown
     python benchmarks/few_bits.py --model SOURCE --prompts 8 --device cuda
+    python benchmarks/few_bits.py --prompts 8 --formats bfloat16 products     these rows alone
 
 Each format is put in the place of the linear layers of the transformer's blocks, everything else being the
-same. `velocity` is the relative error at the states of the unrounded run; `picture` the mean absolute
-difference of 8-bit pixels from the unrounded pictures, and `pixels off` the share of those that differ by
-more than 8 of 255; `noise undone` the PSNR of the noise that the naive inverse of 28 steps finds, a mean over
-the prompts.
+same. `bfloat16` is the model in that dtype, and `products` the same with the products of its blocks in fp8,
+as `sd35.load(fp8=True)` takes them on a card. `velocity` is the relative error at the states of the
+unrounded run; `picture` the mean absolute difference of 8-bit pixels from the unrounded pictures, and
+`pixels off` the share of those that differ by more than 8 of 255; `noise undone` the PSNR of the noise that
+the naive inverse of 28 steps finds, a mean over the prompts.
 GGUF's kinds need the gguf package, which does the rounding.
 """
 
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 import sd35
 from flow import closeness
+from sd35.adapters.fp8 import use_fp8
 from sd35.adapters.swap import Swap
 from sd35.tiny.captions import held_out_prompts
 from weights.load_into import linear_weights
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--formats", nargs="+", metavar="NAME", help="these rows alone")
     args = parser.parse_args()
     pipe = sd35.load(args.model, args.device)
     prompts = held_out_prompts(args.prompts, shapes=2, seed=1)
@@ -51,8 +55,15 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     print(row("unrounded", 8 * pipe.mmdit.pos_embed.element_size(), exact, exact))
     for name, pack in formats():
-        with rounded_by(pipe, pack) as bits:
-            print(row(name, bits, measure(pipe, prompts, exact), exact), flush=True)
+        if args.formats is None or name in args.formats:
+            with rounded_by(pipe, pack) as bits:
+                print(row(name, bits, measure(pipe, prompts, exact), exact), flush=True)
+    half = sd35.load(args.model, args.device, torch.bfloat16)
+    for name, bits in {"bfloat16": 16, "products": 8}.items():
+        if args.formats is None or name in args.formats:
+            if name == "products":
+                use_fp8(half.mmdit)
+            print(row(name, bits, measure(half, prompts, exact), exact), flush=True)
 
 
 @contextmanager
@@ -105,8 +116,8 @@ class Measured:
 
 @torch.no_grad()
 def measure(pipe: sd35.Pipeline, prompts: list[str], exact: Measured | None) -> Measured:
-    """Draw every prompt, ask for velocities at the states of the unrounded run, and undo the latents."""
-    drawn = pipe.generate(prompts, seed=0, batch_size=TOGETHER)
+    """Draw every prompt, guided at all levels, ask for velocities at the unrounded run's states, and undo."""
+    drawn = pipe.generate(prompts, seed=0, batch_size=TOGETHER, guidance=sd35.Guidance())
     true = drawn if exact is None else exact.drawn
     velocity = pipe.velocity(prompts, batch_size=TOGETHER)
     velocities = []

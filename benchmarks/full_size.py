@@ -8,8 +8,9 @@ and the transformer in each format beside it, of 1.4 to 2.6 GB; they are kept in
 Each is loaded in a process of its own, weights in few bits once as they are used and once with `unpack`, and
 runs the transformer alone, in bfloat16, for one picture without guidance.
 
-`resident` is the most that the process held, pages of the mapped file counted, after its first forward; `own`
-what of it is not the file's and cannot be given back. Times are CPU seconds, with the file in the page cache.
+`resident` is the most that the process held until all its forwards were done, pages of the mapped file
+counted; `own` what it holds then that is not the file's and cannot be given back. Times are CPU seconds, with
+the file in the page cache.
 `error` is of the velocity, relative to that of the bfloat16 file at 512 pixels or what --pixels ends with.
 GGUF needs the gguf package, which rounds Q8_0 to Q4_0; Q4_K is rounded here, to the nearest, without the
 search that llama.cpp makes for better scales.
@@ -35,14 +36,12 @@ def write_checkpoint(path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from mmdit import MMDiT, MMDiTConfig
-    from vae import VAE, VAEConfig
+    from mmdit import MMDiT
+    from sd35.bench.parts import AUTOENCODER, VARIANTS
+    from vae import VAE
 
-    config = MMDiTConfig(
-        dim=1536, depth=24, num_heads=24, pos_embed_size=384, dual_blocks=tuple(range(13)), qk_norm=True
-    )
     with torch.device("meta"):
-        parts = {PREFIX: MMDiT(config), "first_stage_model.": VAE(VAEConfig((128, 256, 512, 512), 2, 16))}
+        parts = {PREFIX: MMDiT(VARIANTS["medium"]), "first_stage_model.": VAE(AUTOENCODER)}
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for prefix, module in parts.items():

@@ -26,10 +26,12 @@ import torch  # noqa: E402
 from gpu_checks import drawing, gpu_tests, verify  # noqa: E402
 from gpu_fp8 import fp8, fp8_compiled  # noqa: E402
 from gpu_kernels import attentions, ceilings, facts, shapes  # noqa: E402
+from gpu_memory import memory  # noqa: E402
 from gpu_models import SMALL, Sizes  # noqa: E402
 from gpu_peers import diffusers  # noqa: E402
 from gpu_report import Report  # noqa: E402
 from gpu_rows import Bench, compiled, free, generation, text_encoders, transformer  # noqa: E402
+from gpu_tiny import tiny_autoencoder  # noqa: E402
 from gpu_training import training  # noqa: E402
 from gpu_vae import autoencoder  # noqa: E402
 
@@ -60,6 +62,7 @@ SECTIONS = [
     Section("verify", verify, 5),
     Section("drawing", drawing, 10),
     Section("vae", autoencoder, 6),
+    Section("memory", memory, 20),
     Section("large", _transformer("large", "pixels"), 8),
     Section("shapes", shapes, 2),
     Section("attentions", attentions, 2),
@@ -68,6 +71,7 @@ SECTIONS = [
     Section("fp8", fp8, 4),
     Section("compiled", compiled, 30),
     Section("text", text_encoders, 6),
+    Section("tiny", tiny_autoencoder, 25),
     Section("training", training, 60),
     Section("fp8-compiled", fp8_compiled, 30, cuda=True),
     Section("large-512", _transformer("large", "fewer_pixels"), 4),

@@ -1,52 +1,14 @@
-"""What 8-bit matrix products could give the transformer on Hopper: every linear layer of its blocks in e4m3.
-
-Each row of the input has a scale of its own, found at the call, and each output channel of the weight one
-that is found once: the plainest way there is, to know what it is worth and what it costs in accuracy.
-"""
+"""What `sd35.load(fp8=True)` gives and costs: the products of the transformer's blocks in 8-bit floats."""
 
 import time
 
 import torch
-from gpu_kernels import FP8
 from gpu_models import inputs, parameters_gb, random_mmdit
 from gpu_report import peak_of, seconds
-from gpu_rows import Bench, finite, flops_of, graphed, joined, relative
-from torch import Tensor, nn
+from gpu_rows import Bench, finite, flops_of, graph_row, joined, relative
 
-LARGEST = torch.finfo(FP8).max
-
-
-class Fp8Linear(nn.Module):
-    """A linear layer whose product is taken in 8-bit floats."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight, scale = quantised(linear.weight)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale.t().contiguous())  # (1, N)
-        self.register_buffer("bias", linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., K) to (..., N), in the dtype of x."""
-        rows, scale = quantised(x.flatten(0, -2))
-        out = torch._scaled_mm(
-            rows, self.weight.t(), scale, self.scale, bias=self.bias, out_dtype=x.dtype, use_fast_accum=True
-        )
-        return out.unflatten(0, x.shape[:-1])
-
-
-def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of (M, K) in 8-bit floats, and what each is to be multiplied by, (M, 1) in float32."""
-    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(1e-12) / LARGEST
-    return (x / scale).to(FP8).contiguous(), scale
-
-
-def to_fp8(model: nn.Module) -> None:
-    """Replace the linear layers that every token passes through; those of the modulation see one row only."""
-    for parent in [module for name, module in model.named_modules() if "adaLN" not in name]:
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, Fp8Linear(child))
+from mmdit import compile_blocks
+from sd35.adapters.fp8 import use_fp8
 
 
 def fp8(bench: Bench, *, compiling: bool = False) -> None:
@@ -55,10 +17,9 @@ def fp8(bench: Bench, *, compiling: bool = False) -> None:
     model = random_mmdit(config, bench.device, bench.dtype)
     given = inputs(config, pixels, bench.device, bench.dtype)
     expected, flops = model(*given), flops_of(lambda: model(*given))
-    to_fp8(model.joint_blocks)
+    use_fp8(model)
     if compiling:
-        for block in model.joint_blocks:
-            block.compile(fullgraph=True)
+        compile_blocks(model)
     begin = time.perf_counter()
     out = model(*given)
     if bench.is_cuda:
@@ -70,9 +31,7 @@ def fp8(bench: Bench, *, compiling: bool = False) -> None:
     name = f"medium {pixels} px, guided step, fp8{', compiled' if compiling else ''}"
     timing = bench.measure(lambda: model(*given))
     bench.report.add(name, timing, flops=flops, peak=peak, remark=remark)
-    if bench.is_cuda:
-        graph, _ = graphed(lambda: model(*given))
-        bench.report.add(f"{name}, CUDA graph", bench.measure(graph.replay), flops=flops)
+    graph_row(bench, name, model, given, out, flops)
 
 
 def fp8_compiled(bench: Bench) -> None:

@@ -45,14 +45,14 @@ def one_step(bench: Bench, name: str, told: Training, pixels: int) -> None:
     parameters = trained(model, told)
     said = memory_of(model, parameters, (pixels, pixels, TOKENS), told).total / 1e9
     prepare_blocks(model, told)
-    config, side, wide = model.config, pixels // 8, torch.float32
+    config, side = model.config, pixels // 8
     batch = Batch(
         torch.randn(1, config.channels, side, side, device=bench.device),
         torch.randn(1, TOKENS, config.context_dim, device=bench.device, dtype=bench.dtype),
         torch.randn(1, config.pooled_dim, device=bench.device, dtype=bench.dtype),
         ("",),
     )
-    drawn = draw(batch.latents.shape, told, 0).to(bench.device, wide)
+    drawn = draw(batch.latents.shape, told, 0).to(bench.device, torch.float32)
     learner = Learner(parameters, told)
     row: dict[str, float] = {}
 

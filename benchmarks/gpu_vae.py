@@ -12,16 +12,14 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def cudnn(**wanted: bool) -> Iterator[None]:
-    """Set flags of `torch.backends.cudnn` for a while: `benchmark` tries algorithms, `allow_tf32` rounds."""
-    before = {name: getattr(torch.backends.cudnn, name) for name in wanted}
+def searching(tried: bool) -> Iterator[None]:
+    """Within the block, cuDNN tries its algorithms for each shape, or does not."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = tried
     try:
-        for name, value in wanted.items():
-            setattr(torch.backends.cudnn, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(torch.backends.cudnn, name, value)
+        torch.backends.cudnn.benchmark = before
 
 
 def autoencoder(bench: Bench) -> None:
@@ -43,7 +41,7 @@ def autoencoder(bench: Bench) -> None:
         vae.to(memory_format=memory)  # pyright: ignore[reportCallIssue]  (torch's hints leave it out)
         for name, run in runs.items():
             for tried in (False, True) if bench.is_cuda else (False,):
-                with cudnn(benchmark=tried):
+                with searching(tried):
                     free(bench.device)
                     peak = peak_of(run, bench.device)
                     timing = bench.measure(run, budget=0.3, most=10, warmups=1)

@@ -44,12 +44,12 @@ def eager_blocks(model: MMDiT) -> None:
 
 
 def is_compiled(model: MMDiT) -> bool:
-    """Whether `compile_blocks` was here."""
+    """Whether the blocks of a model are compiled."""
     return any("forward" in block.__dict__ for block in model.joint_blocks)
 
 
 def is_watched(module: nn.Module, within: str = "") -> bool:
-    """Whether there is a hook on a part of a module, whose path has this in it."""
+    """Whether there is a hook on a part of a module, among the parts whose path contains `within`."""
     return any(
         part._forward_hooks or part._forward_pre_hooks
         for path, part in module.named_modules()

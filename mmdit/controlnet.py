@@ -94,7 +94,7 @@ class TimeTextEmbed(nn.Module):
 
 
 class ControlBlock(nn.Module):
-    """The image stream of a joint block by itself: it reads no text but through the conditioning."""
+    """The image stream of a joint block by itself: text reaches it through the conditioning alone."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ class TimestepEmbedder(Embedder):
 def compute_dtype(module: nn.Module) -> torch.dtype:
     """The dtype that a module computes in: that of its first float of 16 bits or more, else float32.
 
-    Not the dtype of some layer's `weight`, which a quantised layer in its place need not have, or has in
+    The `weight` of one layer would not tell it: where a quantised layer stands, there may be none, or one of
     8 bits.
     """
     tensors = chain(module.parameters(), module.buffers())

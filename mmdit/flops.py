@@ -7,8 +7,8 @@ from .embed import TIMESTEP_CHANNELS
 def flops(config: MMDiTConfig, *, height: int, width: int, context: int, batch: int = 1) -> int:
     """Floating-point operations of one forward: two for each multiplication of a matrix product.
 
-    Norms, modulation and activations are not counted (about 1 %); the products that attention skips
-    nothing of are: q kᵀ and its product with v, over the whole sequence [context, x].
+    Norms, modulation and activations are not counted (about 1 %). Both products of attention are, q kᵀ and
+    that with v, over the whole sequence [context, x].
 
     Args:
         config: of the model.

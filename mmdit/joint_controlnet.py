@@ -1,7 +1,7 @@
 """ControlNets made of joint blocks: a copy of the first blocks of an MM-DiT, with its text stream.
 
-ControlNet (Zhang et al. 2023, arXiv:2302.05543) as it was trained for SD3-medium by others than Stability AI.
-Diffusers and those who train with it save such files; module paths are the MM-DiT's keys, and two of
+ControlNet (Zhang et al. 2023, arXiv:2302.05543) in the form that was trained for SD3-medium, not by Stability
+AI. diffusers saves such files, as does what trains with it; module paths are the MM-DiT's keys, and two of
 ControlNet's own. Letters as in `blocks.py`.
 """
 

@@ -94,8 +94,8 @@ class MMDiT(nn.Module):
             The velocity, (B, C, h, w), in the dtype of `latents`.
 
         Raises:
-            ValueError: a shape does not fit this model, a noise level is none (checked on a CPU alone, see
-                `as_sigma`), or a skipped layer does not exist.
+            ValueError: a shape does not fit this model, a noise level is outside of [0, 1] (looked at on a
+                CPU alone, see `as_sigma`), or a skipped layer does not exist.
         """
         self._check(latents, context, pooled, skip_layers)
         sigma = as_sigma(sigma, latents)

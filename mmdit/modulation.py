@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .blocks import AdaLN
 from .embed import as_sigma, crop_positions
 from .model import MMDiT
+from .offload import visiting
 
 
 class FindStep(nn.Module):
@@ -74,6 +75,8 @@ class Released:
     model: MMDiT
     layers: dict[str, nn.Module]
     """What stood at each path; on the CPU if the model is on another device."""
+    home: dict[str, torch.device]
+    """Where each of them was."""
 
     @property
     def saved(self) -> int:
@@ -84,7 +87,7 @@ class Released:
     def restore(self) -> None:
         """Put the layers back, equal to the last bit."""
         for path, layer in self.layers.items():
-            self.model.set_submodule(path, layer.to(self.model.pos_embed.device))
+            self.model.set_submodule(path, layer.to(self.home[path]))
 
 
 @torch.no_grad()
@@ -112,14 +115,17 @@ def release_modulation(model: MMDiT, sigmas: Tensor, pooled: Tensor | Sequence[T
         times = (model.t_embedder(as_sigma(sigma, batch), model.dtype) for sigma in sigmas.unbind())
         c += [model.conditioning(time + text) for time in times]
     stands_in: dict[str, nn.Module] = {"conditioning": FindStep(c)}
+    home = {"conditioning": c[0].device}
     for path, layer in _modulations(model):
-        rows = [torch.cat(layer(one), dim=-1)[:, 0] for one in c]  # each (B, n · D)
+        home[path] = next(layer.parameters()).device
+        with visiting(layer, c[0].device):  # of a block that is kept on the CPU, for instance
+            rows = [torch.cat(layer(one), dim=-1)[:, 0] for one in c]  # each (B, n · D)
         stands_in[path] = Table(torch.cat([*rows, torch.full_like(rows[0][:1], torch.nan)]), layer.n)
     layers = {path: model.get_submodule(path) for path in stands_in}
     for path, table in stands_in.items():
         model.set_submodule(path, table)
         layers[path].to("cpu")
-    return Released(model, layers)
+    return Released(model, layers, home)
 
 
 def crop_table(model: MMDiT, height: int, width: int) -> Tensor:

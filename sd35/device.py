@@ -109,3 +109,13 @@ def check_compiler(device: torch.device) -> None:
         )
     if device.type == "cuda" and find_spec("triton") is None:
         raise SettingsError("compile needs triton, which is not installed here: pip install triton")
+
+
+def check_graphs(device: torch.device) -> None:
+    """See that a device has CUDA graphs, before anything is loaded.
+
+    Raises:
+        SettingsError: it has none.
+    """
+    if device.type != "cuda":
+        raise SettingsError(f"cuda_graphs is for CUDA devices, and this is {device.type}: leave it out")

@@ -163,6 +163,7 @@ def read(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | Mapping[str, torch.dtype | None] | None = None,
     *,
+    away: bool = False,
     one_by_one: bool = False,
     unpack: bool = False,
     hash_values: bool = False,
@@ -173,6 +174,7 @@ def read(
         found: what `find` gave.
         device: as in `sd35.load`.
         dtype: as in `sd35.load`.
+        away: leave the transformer on the CPU; `memory.keep_blocks` then says what of it goes to the device.
         one_by_one: as in `sd35.load`.
         unpack: as in `sd35.load`.
         hash_values: as in `sd35.load`.
@@ -181,8 +183,9 @@ def read(
         SettingsError: there is no such device, or no such part.
         CheckpointError: weights are not finite, or a file cannot be read.
     """
+    computed = dtypes_of(as_device(device), dtype)["mmdit"] or found.components["mmdit"].dtype
     return Model(
-        mmdit=cast(MMDiT, read_part(found, "mmdit", device, dtype, unpack=unpack)),
+        mmdit=cast(MMDiT, read_part(found, "mmdit", "cpu" if away else device, computed, unpack=unpack)),
         vae=cast(VAE, read_part(found, "vae", device, dtype, unpack=unpack)),
         text=read_text(found, device, dtype, one_by_one=one_by_one, unpack=unpack),
         model=found.model,

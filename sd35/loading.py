@@ -3,28 +3,27 @@
 The file is not called load.py: a submodule of that name would take the place of the function `sd35.load`.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
-from mmdit import compile_blocks
-from textenc import T5
+from mmdit import compile_blocks, graph_forward
 from weights import SourceError
 from weights.adapters import read_adapter
 from weights.load import Loader
 
+from .adapters.fp8 import check_fp8, use_fp8
 from .adapters.lora import shapes_of
-from .device import as_device, check_compiler, fast_dtype
+from .device import as_device, check_compiler, check_graphs, fast_dtype
 from .errors import SettingsError
 from .found import Found, Place, dtypes_of, find, read
 from .loras import Lora, Loras
-from .memory import Level, Needs, choose, free_memory
+from .memory import Level, choose, free_memory, keep_blocks
+from .needs import Dtypes, needs_of
 from .pipeline import Pipeline
 
-Dtypes: TypeAlias = torch.dtype | Mapping[str, torch.dtype | None] | None
 LARGE = 1e9
 """Bytes of weights in bfloat16 from which a model may be computed in it on a CPU unasked."""
 
@@ -45,6 +44,8 @@ def load(
     one_by_one: bool = False,
     memory: Level = "auto",
     compile: bool = False,
+    cuda_graphs: bool = False,
+    fp8: bool = False,
     unpack: bool = False,
     hash_values: bool = False,
 ) -> Pipeline:
@@ -79,11 +80,15 @@ def load(
             pair of both; see `sd35.add_lora`.
         one_by_one: load each text encoder when prompts are encoded and free it before the next, so that only
             one is in memory at a time.
-        memory: "low" draws in less memory with equal bits, "lowest" in still less with small differences,
-            "auto" takes the first of "off", "low" and "lowest" that fits into what is free; see `sd35.memory`
-            and docs/speed.md. `Pipeline.notes` say what was done.
+        memory: "low" and "lower" draw in less memory with equal bits, "lowest" in the least with small
+            differences, "auto" takes the first of "off" and these that fits into what is free; see
+            `sd35.memory` and docs/speed.md. `Pipeline.notes` say what was done.
         compile: run the transformer's blocks through torch.compile: faster on a GPU after some seconds at the
             first step; results differ by rounding, and pictures record it.
+        cuda_graphs: record the transformer's kernels at the first step, and repeat them at the others: the
+            same bits, faster for small pictures, where a GPU waits for Python. All of it stays on the GPU.
+        fp8: take the products of the transformer's blocks in 8-bit floats, on a GPU that has them: half the
+            weights, faster when compiled; results differ, and pictures record it.
         unpack: weights in fp8, int8 and GGUF's blocks stay as they are, and each linear layer makes its
             numbers when it is used; True makes all of them now, which takes more memory and less time.
         hash_values: record in pictures a hash of every byte of the files, for which all are read; by default
@@ -114,6 +119,8 @@ def load(
         chosen,
         memory=memory,
         compile=compile,
+        cuda_graphs=cuda_graphs,
+        fp8=fp8,
         one_by_one=one_by_one,
         unpack=unpack,
         hash_values=hash_values,
@@ -131,6 +138,8 @@ def load_found(
     *,
     memory: Level = "auto",
     compile: bool = False,
+    cuda_graphs: bool = False,
+    fp8: bool = False,
     one_by_one: bool = False,
     unpack: bool = False,
     hash_values: bool = False,
@@ -142,16 +151,31 @@ def load_found(
     device = as_device(device)
     if compile:
         check_compiler(device)
-    needs = needs_of(found, device, dtype, unpack=unpack)
+    if cuda_graphs:
+        check_graphs(device)
+    if fp8:
+        check_fp8(device, dtypes_of(device, dtype)["mmdit"], unpack=unpack)
+    needs = needs_of(found, device, dtype, unpack=unpack, fp8=fp8)
     plan, notes = choose(memory, needs, device, free_memory(device))
     plan = replace(plan, one_by_one=plan.one_by_one or one_by_one)
-    model = read(found, device, dtype, one_by_one=plan.one_by_one, unpack=unpack, hash_values=hash_values)
+    if cuda_graphs and plan.away:
+        raise SettingsError(
+            f"cuda_graphs needs the transformer's weights in one place, and memory {memory} moves them "
+            f"({plan}): leave it out, or ask for memory off with one_by_one"
+        )
+    how = {"one_by_one": plan.one_by_one, "unpack": unpack, "hash_values": hash_values}
+    model = read(found, device, dtype, away=plan.away, **how)
+    if fp8:
+        use_fp8(model.mmdit)
+    offloaded = keep_blocks(model.mmdit, plan, device)
     if plan.by_layers and model.text is not None and isinstance(model.text.t5, Loader):
         model.text = replace(model.text, t5=replace(model.text.t5, by_layers=True))
     if compile:
         compile_blocks(model.mmdit)
         notes = (*notes, "the transformer is compiled by block: its first step takes some seconds more")
-    return Pipeline(**{**vars(model), "plan": plan, "notes": notes})
+    if cuda_graphs:
+        graph_forward(model.mmdit)
+    return Pipeline(**{**vars(model), "plan": plan, "notes": notes, "offloaded": offloaded})
 
 
 def usual_dtype(found: Found, device: torch.device) -> tuple[torch.dtype | None, tuple[str, ...]]:
@@ -163,29 +187,6 @@ def usual_dtype(found: Found, device: torch.device) -> tuple[torch.dtype | None,
     return torch.bfloat16, (
         f"computed in bfloat16, which this processor multiplies fast: {size:.3g} GB of weights in place of "
         f"{2 * size:.3g}; dtype float32 rounds less",
-    )
-
-
-def needs_of(found: Found, device: torch.device, dtype: Dtypes, *, unpack: bool = False) -> Needs:
-    """What the parts of a model that was found take, by their headers."""
-    dtypes, weights = dtypes_of(device, dtype), dict[str, float]()
-    for part, component in found.components.items():
-        itemsize = (dtypes[part] or component.dtype).itemsize
-        numbers = sum(prod(shape) for shape in component.shapes().values())
-        stored = sum(info.nbytes for info in component.sources.values())
-        weights[part] = stored if component.in_few_bits and not unpack else itemsize * numbers
-    mmdit, vae = found.mmdit, found.vae
-    streamed, t5 = 0.0, found.modules.get("t5")
-    if isinstance(t5, T5):
-        table = t5.shared.weight.numel() / sum(one.numel() for one in t5.parameters())
-        streamed = weights["t5"] * (table + (1 - table) / t5.config.depth)
-    return Needs(
-        weights=weights,
-        mmdit=mmdit,
-        vae=vae,
-        itemsize=(dtypes["mmdit"] or found.components["mmdit"].dtype).itemsize,
-        pixels=found.size.width * found.size.height,
-        streamed=streamed,
     )
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from flow import SOLVERS
-from mmdit import MMDiT, is_compiled
+from mmdit import MMDiT, Offloaded, is_compiled
 from textenc import Encoding, TextEncoder
 from textenc.prompt import PromptLike, as_prompts
 from vae import VAE
 from vae.tiling import Code, decode_tiled, encode_tiled
 from weights.load import Loader
 
+from .adapters.fp8 import is_fp8
 from .adapters.lora import loras_on
 from .device import full_float32
 from .errors import SettingsError, check_finite
@@ -54,6 +55,8 @@ class Model:
     """What is done to need less memory."""
     notes: tuple[str, ...] = ()
     """What a user should know of how it was loaded."""
+    offloaded: Offloaded | None = None
+    """The transformer's blocks, where they are kept on the CPU."""
     nets: Mapping[Hashable, nn.Module] = field(default_factory=dict)
     """The ControlNets of the last call, by their files, so that the next one does not read them again."""
 
@@ -145,6 +148,8 @@ class Model:
                 "the prompt and the negative one, for flow.solve and pipe.decode; sd35.load shows how"
             )
         text = self.text
+        if self.offloaded is not None:
+            self.offloaded.leave()
         encodings = text.encode_each(prompts, **options) if alone else [text.encode(prompts, **options)]
         for one in encodings:
             for tensor in (one.context, one.pooled):
@@ -200,6 +205,8 @@ class Model:
         Yields:
             What the transformer's weights were, where they are widened; else None.
         """
+        if self.offloaded is not None:
+            self.offloaded.leave()
         before, narrow = self.dtype, dict[nn.Parameter | Tensor, Tensor]()
         for module in () if dtype is None else (self.mmdit, self.vae):
             for tensor in (*module.parameters(), *module.buffers()):
@@ -240,6 +247,7 @@ class Model:
         }
         made_with |= {f"{part}_dtype": name for part, name in computed.items() if name != computed["mmdit"]}
         made_with |= {"compiled": "by block"} if is_compiled(self.mmdit) else {}
+        made_with |= {"products": "fp8"} if is_fp8(self.mmdit) else {}
         made_with |= {"tile": str(self.plan.tile)} if self.plan.tile else {}
         made_with |= {f"{part}_source": source for part, source in self.sources.items()}
         made_with |= {"weights": self.weights} if self.weights else {}

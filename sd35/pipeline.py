@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from flow import Calibration, Companion
-from mmdit import is_compiled
+from mmdit import eager_forward, is_compiled
 from textenc.prompt import PromptLike
 
 from .adapters.lora import add_lora, remove_lora, set_lora
@@ -276,7 +276,8 @@ class Pipeline(Model):
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move all parts to a device, and compute in another dtype; None keeps what there is.
 
-        Encoders that are loaded one by one are loaded there from now on.
+        Encoders that are loaded one by one are loaded there from now on; the transformer's blocks are there
+        from now on too, where they were kept on the CPU.
 
         Returns:
             This pipeline.
@@ -285,6 +286,12 @@ class Pipeline(Model):
             SettingsError: there is no such device.
         """
         where = None if device is None else as_device(device)
+        if self.offloaded is not None:
+            self.offloaded.undo()
+            self.offloaded = None
+            where = where or self.device
+        if where is not None and where.type != "cuda":
+            eager_forward(self.mmdit)
         for part in (self.mmdit, self.vae):
             part.to(device=where, dtype=dtype)
         loaders = {}

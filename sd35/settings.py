@@ -173,7 +173,8 @@ class Settings(PictureSettings):
     )
     """The versions "sd35" and "torch"; "device"; "t5", yes or no; "dtype", the transformer's; "vae_dtype",
     "clip_l_dtype", "clip_g_dtype" and "t5_dtype" where theirs differs; "vae_source", "text_encoders_source",
-    "clip_l_source", ... where these came from elsewhere than `model`; "weights", a hash of the headers."""
+    "clip_l_source", ... where these came from elsewhere than `model`; "weights", a hash of the headers;
+    "compiled", "products" and "tile" where something other than the usual was computed."""
 
     def __post_init__(self) -> None:
         from flow import SOLVERS

@@ -239,7 +239,7 @@ LAYERS = (
     ("train",),
     ("tasks",),
     ("report", "verify"),
-    ("pipeline",),
+    ("pipeline", "needs"),
     ("loading",),
     ("bench",),
     ("tiny",),

@@ -32,7 +32,7 @@ def norm_by_channels(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: 
 
     torch's kernel gives a group to one thread block, so that 32 of an H100's 132 multiprocessors work on a
     picture; sums over the rows of a matrix, as here, take all of them. The variance is E[x²] - E[x]² in
-    float32, rounded relative to the former: for maps in 16 bits, whose own rounding is larger.
+    float32. Its error is one of rounding E[x²], which is less than what rounding a map to 16 bits costs.
 
     Args:
         x: (B, C, H, W).

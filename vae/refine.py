@@ -82,7 +82,7 @@ def refine(vae: VAE, image: Tensor, latents: Tensor, *, steps: int = 50) -> Iter
 def refine_by_encoder(
     vae: VAE, image: Tensor, latents: Tensor, *, steps: int = 100, rate: float = 0.01
 ) -> Iterator[Refinement]:
-    """Move latents until they are encoded, when decoded, as a picture is, without gradients.
+    """Move latents until what they decode to is encoded like the picture, without gradients.
 
         z ← z - ρ · Adam(encode(decode(z)) - encode(picture))
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mmdit import MMDiT
+from mmdit import MMDiT, forget_graphs
 from textenc import CLIP, T5
 from weights.adapters import read_adapter
 
@@ -90,6 +90,8 @@ def set_lora(target: Any, name: str, scale: float) -> None:
     for module, path, layer in _layers_with(target, name):
         changes_on(layer)[name].rescale(scale)
         refold(module, path)
+    for module in parts_of(target).values():
+        forget_graphs(module)
 
 
 def remove_lora(target: Any, name: str) -> None:

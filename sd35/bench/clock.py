@@ -17,6 +17,8 @@ import torch
 
 Run = Callable[[], object]
 
+ENOUGH = 2.0
+"""Seconds, of those that are compared, after which short calls are not repeated any more."""
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -26,7 +28,7 @@ class Timing:
 
     wall: tuple[float, ...]  # seconds, of each call
     cpu: tuple[float, ...]  # likewise, over all threads and processes that it waited for
-    peak: int | None  # bytes at most beyond what was held before; None where nobody counts
+    peak: int | None  # bytes at most beyond what was held before; None where the system does not count
     on_cpu: bool
 
     @property
@@ -43,18 +45,27 @@ class Timing:
 def alternate(runs: Sequence[Run], repeats: int, device: torch.device, *, warm: bool = True) -> list[Timing]:
     """Call each once to warm up, once for its memory, and then all in turn, `repeats` times.
 
-    In turn, so that what changes on the machine meanwhile changes for all.
+    In turn, so that what changes on the machine meanwhile changes for all; each round begins with another.
+    Short calls, whose times spread most, are repeated up to `repeats` times as often, for `ENOUGH` seconds.
 
     Args:
         runs: what is called.
-        repeats: at least 1.
+        repeats: of each, at least 1.
         device: where it computes.
         warm: False leaves out the first two calls: for what is another process.
     """
     for run in runs if warm else ():
         run()
     peaks = [peak_bytes(run, device) if warm else None for run in runs]
-    taken = [[_once(run, device) for run in runs] for _ in range(repeats)]
+    which = 1 if device.type == "cpu" else 0
+    taken: list[list[tuple[float, float]]] = []
+    spent = 0.0
+    while len(taken) < repeats or (spent < ENOUGH and len(taken) < repeats**2):
+        first = len(taken) % len(runs)
+        order = [*range(first, len(runs)), *range(first)]
+        times = {number: _once(runs[number], device) for number in order}
+        taken.append([times[number] for number in range(len(runs))])
+        spent += sum(one[which] for one in taken[-1])
     return [
         Timing(
             wall=tuple(wall for wall, _ in column),

@@ -43,17 +43,17 @@ class Peer(Protocol):
     def autoencoder(
         self, config: VAEConfig, device: torch.device, dtype: torch.dtype
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Decoding of latents, and encoding of an image."""
+        """Two functions: one decodes latents, one encodes an image."""
         ...
 
     def encoder(
         self, config: CLIPConfig | T5Config, device: torch.device, dtype: torch.dtype
     ) -> Callable[..., Any]:
-        """Ids to what is made of them."""
+        """A function of token ids that runs the encoder."""
         ...
 
     def loading(self, config: MMDiTConfig, device: torch.device, dtype: torch.dtype, folder: Path) -> Run:
-        """Write a transformer into a folder; what reads it."""
+        """Write a transformer into a folder, and give back the call that reads it."""
         ...
 
 

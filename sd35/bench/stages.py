@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,10 @@ from .parts import Parts, random_module
 from .peer import Peer
 
 TOKENS = 154
-"""Of a prompt: 77 of CLIP, and the 77 that T5 is padded to."""
+"""Tokens of a prompt: 77 of CLIP, and the 77 that T5 is padded to."""
 CLIP_LENGTH = 77
 HOST_BLOCKS = 24
-"""Of the small transformer whose step is all Python."""
+"""Blocks of the small transformer, whose step costs nothing but Python and calls of operators."""
 OURS = "from sd35 import load"
 MMDIT_PREFIX = "model.diffusion_model."
 
@@ -53,18 +53,21 @@ class _Stage:
 
 
 @torch.inference_mode()
-def run_stages(parts: Parts, repeats: int, peer: Peer | None = None) -> Iterator[Measured]:
+def run_stages(
+    parts: Parts, repeats: int, peer: Peer | None = None, only: Sequence[str] = ()
+) -> Iterator[Measured]:
     """Measure one stage after the other.
 
     Args:
         parts: the models.
         repeats: calls of each, in turn with the peer's, at least 1.
         peer: measured beside, with models of the same sizes.
+        only: some of `STAGES`; none are all of them.
 
     Yields:
         Each stage as soon as it is measured.
     """
-    for stage in _stages(parts, peer):
+    for stage in _stages(parts, peer, only or tuple(STAGES)):
         flops = _flops(stage.ours) if stage.counted else None
         runs = [stage.ours] if stage.theirs is None else [stage.ours, stage.theirs]
         timings = alternate(runs, repeats, parts.device, warm=stage.warm)
@@ -79,14 +82,10 @@ def _flops(run: Run) -> int:
     return counter.get_total_flops()
 
 
-def _stages(parts: Parts, peer: Peer | None) -> Iterator[_Stage]:
-    yield from _transformer(parts, peer)
-    yield _host(parts, peer)
-    yield from _autoencoder(parts, peer)
-    yield from _encoders(parts, peer)
-    with tempfile.TemporaryDirectory() as folder:
-        yield _loading(parts, peer, Path(folder))
-    yield _importing(peer)
+def _stages(parts: Parts, peer: Peer | None, only: Sequence[str]) -> Iterator[_Stage]:
+    for name, make in STAGES.items():
+        if name in only:
+            yield from make(parts, peer)
 
 
 def _transformer(parts: Parts, peer: Peer | None) -> Iterator[_Stage]:
@@ -108,7 +107,7 @@ def _transformer(parts: Parts, peer: Peer | None) -> Iterator[_Stage]:
         )
 
 
-def _host(parts: Parts, peer: Peer | None) -> _Stage:
+def _host(parts: Parts, peer: Peer | None) -> Iterator[_Stage]:
     """A guided step of Euler's method where the network costs next to nothing: what Python costs."""
     config = MMDiTConfig(
         dim=64,
@@ -131,7 +130,7 @@ def _host(parts: Parts, peer: Peer | None) -> _Stage:
     sigmas = flow.sigmas(1)
     velocity = GuidedVelocity(model, [cond], uncond, 4.5, sigmas=sigmas)
     theirs = None if peer is None else peer.step(config, *where)
-    return _Stage(
+    yield _Stage(
         f"a step's Python, {HOST_BLOCKS} small blocks",
         lambda: flow.solve(velocity, latents, sigmas),
         None if theirs is None else lambda: theirs(latents, context, pooled),
@@ -178,21 +177,20 @@ def _encoders(parts: Parts, peer: Peer | None) -> Iterator[_Stage]:
         )
 
 
-def _loading(parts: Parts, peer: Peer | None, folder: Path) -> _Stage:
+def _loading(parts: Parts, peer: Peer | None) -> Iterator[_Stage]:
     """Reading the transformer's file, which was read before: what the disk costs is left out."""
     source, model = parts.source, parts.mmdit()
-    if source is None:
-        source = folder / "transformer.safetensors"
-        tensors: dict[str, Tensor] = {MMDIT_PREFIX + key: value for key, value in model.state_dict().items()}
-        save_file(tensors, source)
-    theirs = None if peer is None else peer.loading(model.config, parts.device, parts.dtype, folder)
-    dtype = parts.dtype
-    return _Stage(
-        "load the transformer", lambda: load_mmdit(source, parts.device, dtype), theirs, counted=False
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        if source is None:
+            source = Path(folder) / "transformer.safetensors"
+            tensors: dict[str, Tensor] = {MMDIT_PREFIX + key: one for key, one in model.state_dict().items()}
+            save_file(tensors, source)
+        where = parts.device, parts.dtype
+        theirs = None if peer is None else peer.loading(model.config, *where, Path(folder))
+        yield _Stage("load the transformer", lambda: load_mmdit(source, *where), theirs, counted=False)
 
 
-def _importing(peer: Peer | None) -> _Stage:
+def _importing(_: Parts, peer: Peer | None) -> Iterator[_Stage]:
     """A new Python that imports all that it takes to draw."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
@@ -201,4 +199,15 @@ def _importing(peer: Peer | None) -> _Stage:
         return lambda: subprocess.run(command, env=environment, check=True, capture_output=True)
 
     theirs = None if peer is None else importing(peer.IMPORT)
-    return _Stage("import", importing(OURS), theirs, counted=False, warm=False)
+    yield _Stage("import", importing(OURS), theirs, counted=False, warm=False)
+
+
+STAGES: dict[str, Callable[[Parts, Peer | None], Iterator[_Stage]]] = {
+    "transformer": _transformer,
+    "python": _host,
+    "vae": _autoencoder,
+    "text": _encoders,
+    "load": _loading,
+    "import": _importing,
+}
+"""What is measured, in turn."""

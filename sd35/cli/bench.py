@@ -2,8 +2,9 @@
 
 Without --model, random weights of SD3.5's own sizes are measured, which needs no download. Every stage is run
 once to warm up, once for its memory and then --repeats times, in turn with the other implementation where
-there is one: medians, and lowest to highest. On a CPU the ratio and the share of the ceiling are of processor
-time, since machines are shared; elsewhere of wall-clock time. The ceiling is a large matrix product.
+there is one: medians, and lowest to highest. Short stages run up to --repeats times as often. On a CPU the
+ratio and the share of the ceiling are of processor time, since machines are shared; elsewhere of wall-clock
+time. The ceiling is a large matrix product.
 """
 
 import argparse
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ..bench import Parts
 
 SUMMARY = "measure how fast the parts are here"
+ONLY = ("transformer", "python", "vae", "text", "load", "import")
 BLOCKS = 4
 """Of parts with random weights, where nothing else is said."""
 
@@ -29,10 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pixels", type=int, nargs="+", help="sides of pictures; default 256 512, or the model's own"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each stage (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of a long stage (default 5)")
     parser.add_argument(
         "--against", metavar="NAME", help="diffusers, or a file like benchmarks/diffusers_peer.py"
     )
+    parser.add_argument("--only", nargs="+", choices=ONLY, help="these stages alone")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (the default)")
     parser.add_argument("--dtype", help="float32, bfloat16 (the default of random weights) or float16")
 
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"beside {peer.NAME}, with random weights of the same sizes")
     print(f"ceilings: product {ceilings.flops / 1e9:.0f} GFLOP/s, copy {ceilings.bytes / 1e9:.1f} GB/s\n")
     print(header(beside=peer is not None))
-    for measured in run_stages(parts, args.repeats, peer):
+    for measured in run_stages(parts, args.repeats, peer, args.only or ()):
         print(as_row(measured, ceilings), flush=True)
     return 0
 

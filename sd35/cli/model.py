@@ -28,13 +28,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--memory",
         default="auto",
         metavar="LEVEL",
-        help="auto (the default: what fits), off, low (the same bits in less memory) or lowest (still less; "
-        "pictures are coded in tiles, which changes larger ones a little)",
+        help="auto (the default: what fits), off, low or lower (the same bits in less memory) or lowest (the "
+        "least; pictures are coded in tiles, which changes larger ones a little)",
     )
     group.add_argument(
         "--compile",
         action="store_true",
         help="compile the transformer by block: faster after some seconds, with other rounding",
+    )
+    group.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="on a CUDA GPU, repeat the kernels of the first step: the same bits, faster for small pictures",
+    )
+    group.add_argument(
+        "--fp8",
+        action="store_true",
+        help="products in 8-bit floats, on NVIDIA GPUs from Ada on: half the weights, faster with --compile, "
+        "with other pictures",
     )
     group.add_argument(
         "--unpack",
@@ -137,6 +148,8 @@ def load_pipeline(
         asked,
         memory=args.memory,
         compile=args.compile,
+        cuda_graphs=args.cuda_graphs,
+        fp8=args.fp8,
         one_by_one=args.one_by_one,
         unpack=args.unpack,
         hash_values=getattr(args, "hash_values", False) or is_of_values(recorded),

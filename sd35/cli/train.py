@@ -132,7 +132,13 @@ def _add_tiny(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="DIR", help="new folder for the model and its log"
     )
     parser.add_argument("--minutes", type=float, required=True, help="how long to train, all in all")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="train an earlier run's transformer on")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="train an earlier run's model on, or tiny")
+    parser.add_argument(
+        "--autoencoder",
+        type=float,
+        metavar="SHARE",
+        help="of the time for the autoencoder (default 0.4 from nothing, 0 with --resume)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps or auto")
 
@@ -147,5 +153,6 @@ def _run_tiny(args: argparse.Namespace) -> int:
         seed=args.seed,
         device=str(as_device(args.device)),
         resume=args.resume,
+        autoencoder=args.autoencoder,
     )
     return 0

@@ -10,6 +10,7 @@ what was decoded from noisy latents is read back, after 8 bits, as those same la
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 
 import torch
@@ -31,6 +32,7 @@ CONFIG = VAEConfig(channels=(96, 96, 128, 128), num_res_blocks=1, latent_channel
 JOINT = Plan(learning_rate=7e-4, muon=2.0, warmup=0.05, decay=0.4, ema=0.995)
 DECODER = Plan(learning_rate=5e-4, muon=2.0, warmup=0.02, decay=0.9, ema=0.995)
 JOINT_SHARE = 0.68  # of the time for both stages
+ON_RATE = 0.5  # of the learning rates, for one that has learnt already
 JITTERS = (0.25, 1.0)  # of the pictures, in turn: what the transformer draws, and anywhere
 NOISE = (
     0.05  # at most, of the latents' deviation, in training; and the posterior's, which is the same for all
@@ -51,8 +53,9 @@ def train_autoencoder(
     until: float,
     device: torch.device,
     watch: Callable[[Trainer], None],
+    vae: VAE | None = None,
 ) -> VAE:
-    """Train an autoencoder from nothing.
+    """Train an autoencoder from nothing, or one further.
 
     Args:
         run: the clock and the log.
@@ -62,14 +65,16 @@ def train_autoencoder(
         until: seconds before the run's end at which to be done.
         device: where to train.
         watch: told of each stage's trainer, for what is saved on the way.
+        vae: one to train on, in place, with lower learning rates; None begins from nothing.
     """
-    vae = colour_passing_vae(CONFIG, seed).to(device)
+    plans = [JOINT, DECODER] if vae is None else [slower(plan) for plan in (JOINT, DECODER)]
+    vae = (colour_passing_vae(CONFIG, seed) if vae is None else vae).to(device)
     generator = seeded(seed, 1, device=device)
     bank.fill(batch)
     joint_until = run.left() - JOINT_SHARE * (run.left() - until)
-    _stage(run, vae, bank, batch, generator, joint_until, watch, decoder_only=False)
+    _stage(run, vae, bank, batch, generator, joint_until, watch, plans[0], decoder_only=False)
     normalise(vae, sample(bank, min(512, 8 * batch), generator, 0.25))
-    _stage(run, vae, bank, batch, generator, until, watch, decoder_only=True)
+    _stage(run, vae, bank, batch, generator, until, watch, plans[1], decoder_only=True)
     picture = sample(bank, min(256, 8 * batch), generator, 0.25)
     decibels, back = psnr(vae, picture), read_back(vae, picture, generator)
     run.say(
@@ -77,6 +82,11 @@ def train_autoencoder(
         f"latents read back from 8 bits: error {back:.4f} of their deviation"
     )
     return vae
+
+
+def slower(plan: Plan) -> Plan:
+    """The plan for a model that has learnt already."""
+    return replace(plan, learning_rate=ON_RATE * plan.learning_rate)
 
 
 def _stage(
@@ -87,6 +97,7 @@ def _stage(
     generator: torch.Generator,
     until: float,
     watch: Callable[[Trainer], None],
+    plan: Plan,
     *,
     decoder_only: bool,
 ) -> None:
@@ -95,7 +106,7 @@ def _stage(
     layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
     trainer = Trainer(
         vae,
-        DECODER if decoder_only else JOINT,
+        plan,
         is_hidden,
         is_trained=lambda name: not decoder_only or name.startswith("decoder."),
         layout=layout,

@@ -1,6 +1,7 @@
 """The embedded model in minutes on a card, from the repository's root and without installation.
 
     python -m sd35.tiny.gpu --minutes 8 --output FOLDER      # train; writes pieces below 16 MB, and a log
+    python -m sd35.tiny.gpu --minutes 8 --output FOLDER --resume tiny --autoencoder 0.4   # from what there is
     python -m sd35.tiny.gpu --join FOLDER -o weights/tiny    # put the pieces together
 
 `sd35 train tiny` is the same training for who has no such limits.
@@ -23,7 +24,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="all in all (default 8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="default: a card if there is one")
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="train its transformer on")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="train on what is there; or tiny")
+    parser.add_argument(
+        "--autoencoder",
+        type=float,
+        metavar="SHARE",
+        help="of the time for the autoencoder (default 0.4 from nothing, 0 with --resume)",
+    )
     parser.add_argument("--small", action="store_true", help="tiny batches, to try all of it in a minute")
     parser.add_argument("--join", type=Path, metavar="FOLDER", help="put together what was trained there")
     arguments = parser.parse_args()
@@ -41,6 +48,7 @@ def main() -> None:
         seed=arguments.seed,
         device=str(as_device(arguments.device)),
         resume=arguments.resume,
+        autoencoder=arguments.autoencoder,
         sizes=SMALL if arguments.small else None,
         began=BEGAN,
     )

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vae import VAE
+from weights.source import EMBEDDED
 
 from ..errors import SettingsError
 from ..noise import seeded
@@ -58,26 +59,38 @@ def write_pieces(tensors: Mapping[str, Tensor], folder: Path) -> list[Path]:
     return paths
 
 
-def read_pieces(folder: Path) -> dict[str, Tensor]:
-    """What `write_pieces` wrote.
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All weights, named as by `half`, of what `write_pieces` or `write_model` wrote.
+
+    Args:
+        folder: of either; `tiny` is the model of this project, where the folder here has no such one.
 
     Raises:
-        SettingsError: the folder holds no pieces.
+        SettingsError: the folder holds neither.
     """
-    paths = sorted(folder.glob("piece_*.safetensors"))
-    if not paths:
-        raise SettingsError(
-            f"{folder} holds no piece_1.safetensors: name the folder that a training wrote to"
-        )
+    if str(folder) in EMBEDDED and not folder.exists():
+        folder = EMBEDDED[str(folder)]
     tensors: dict[str, Tensor] = {}
-    for path in paths:
+    for path in sorted(folder.glob("piece_*.safetensors")):
         tensors |= load_file(path)
+    if tensors:
+        return tensors
+    if missing := [file for file in FILES if not (folder / file).is_file()]:
+        raise SettingsError(
+            f"{folder} holds neither piece_1.safetensors nor {missing[0]}: name the folder that a training "
+            "wrote to, or tiny"
+        )
+    for file, parts in FILES.items():
+        stored = load_file(folder / file)
+        for part, prefix in parts.items():
+            own = {name.removeprefix(prefix): one for name, one in stored.items() if name.startswith(prefix)}
+            tensors |= {f"{part}/{name}": one for name, one in own.items()}
     return tensors
 
 
 def join(folder: Path, output: Path) -> None:
     """Write the model that lies in pieces in `folder` to `output`, in the official layout."""
-    write_model(read_pieces(folder), output)
+    write_model(read_weights(folder), output)
 
 
 def write_model(tensors: Mapping[str, Tensor], output: Path) -> None:

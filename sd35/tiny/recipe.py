@@ -31,12 +31,12 @@ from .autoencoder import train_autoencoder
 from .bank import filling
 from .fit import Run, Trainer
 from .painter import Painter
-from .pieces import built, half, join, read_pieces, write_pieces
+from .pieces import built, half, join, read_weights, write_pieces
 from .transformer import PLAN, RESUMED, train_painter
 from .vocabulary import Tokenizers, write_tokenizers
 
 STATE = "training"  # the folder of a run, in the folder of its model
-AUTOENCODER_SHARE = 0.4  # of the time
+AUTOENCODER_SHARE = 0.4  # of the time, from nothing
 WARM_LOG = "warm.log"
 WRITING = 6.0  # seconds kept for the last file
 
@@ -79,7 +79,13 @@ class Progress:
 
 
 def train(
-    output: Path, *, minutes: float, seed: int = 0, device: str = "cpu", resume: Path | None = None
+    output: Path,
+    *,
+    minutes: float,
+    seed: int = 0,
+    device: str = "cpu",
+    resume: Path | None = None,
+    autoencoder: float | None = None,
 ) -> None:
     """Train the embedded model and write it to a folder.
 
@@ -88,18 +94,35 @@ def train(
         minutes: how long.
         seed: of every random number in it. Another machine's speed and arithmetic still give other weights.
         device: where to train, in bfloat16.
-        resume: the folder `training` of an earlier run, whose transformer is trained on.
+        resume: the folder of an earlier run, or `tiny`, whose model is trained on.
+        autoencoder: share of the time for the autoencoder; None is 0.4 from nothing, and 0 where a model is
+            trained on. Its latents are encoded anew then, and the transformer learns them from where it is.
 
     Raises:
         FileExistsError: the folder holds something.
-        SettingsError: what is to be resumed is not there, or there is no time at all.
+        SettingsError: what is to be resumed is not there, there is no time at all, or a share that is none.
+    """
+    check_plan(minutes, resume, autoencoder)
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty: choose another output folder")
+    train_pieces(
+        output / STATE, minutes=minutes, seed=seed, device=device, resume=resume, autoencoder=autoencoder
+    )
+    join(output / STATE, output)
+
+
+def check_plan(minutes: float, resume: Path | None, autoencoder: float | None) -> None:
+    """See that there is time for what is to be trained.
+
+    Raises:
+        SettingsError: there is not.
     """
     if not 0 < minutes < float("inf"):
         raise SettingsError(f"minutes must be a positive number, got {minutes:g}")
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty: choose another output folder")
-    train_pieces(output / STATE, minutes=minutes, seed=seed, device=device, resume=resume)
-    join(output / STATE, output)
+    if autoencoder is not None and not 0 <= autoencoder < 1:
+        raise SettingsError(f"autoencoder must be a share of the time, 0 to below 1, got {autoencoder:g}")
+    if autoencoder == 0 and resume is None:
+        raise SettingsError("autoencoder must be above 0 where nothing is resumed: there is none yet")
 
 
 def train_pieces(
@@ -109,6 +132,7 @@ def train_pieces(
     seed: int = 0,
     device: str = "cpu",
     resume: Path | None = None,
+    autoencoder: float | None = None,
     sizes: Sizes | None = None,
     began: float | None = None,
 ) -> None:
@@ -120,30 +144,33 @@ def train_pieces(
         seed: likewise.
         device: likewise.
         resume: likewise.
+        autoencoder: likewise.
         sizes: None takes those for the device.
         began: from when the minutes count, on `time.monotonic`'s clock; None is now.
     """
+    check_plan(minutes, resume, autoencoder)
     where = torch.device(device)
     on_card = where.type == "cuda"
+    if autoencoder is None:
+        autoencoder = AUTOENCODER_SHARE if resume is None else 0.0
     sizes = sizes or (CARD if on_card else PROCESSOR)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(minutes, folder / "train.log", began=time.monotonic() if began is None else began)
     with TemporaryDirectory() as temporary:
         write_tokenizers(Path(temporary))
         tokenizers = Tokenizers(Path(temporary))
-        start = None if resume is None else built(read_pieces(resume), tokenizers)
+        start = None if resume is None else built(read_weights(resume), tokenizers)
         warming = warm(sizes.captions, Path(temporary)) if on_card else None
         scenes, workers = sizes.scenes, sizes.workers
         with filling(scenes, Path(temporary), seed=seed, workers=workers, device=where) as bank:
-            torch.backends.cudnn.benchmark = on_card
             run.say(
                 f"torch {torch.__version__} on {torch.cuda.get_device_name() if on_card else 'a processor'}"
             )
             painter, vae = start or (Painter(tokenizers.clip_size, tokenizers.t5_size, seeded(seed, 4)), None)
             progress = Progress(painter.to(where), vae, folder)
             run.save = progress.write
-            if vae is None:
-                until = WRITING + (1 - AUTOENCODER_SHARE) * (run.left() - WRITING)
+            if vae is None or autoencoder:
+                until = WRITING + (1 - autoencoder) * (run.left() - WRITING)
                 vae = train_autoencoder(
                     run,
                     bank,
@@ -152,6 +179,7 @@ def train_pieces(
                     until=until,
                     device=where,
                     watch=progress.watch,
+                    vae=vae,
                 )
                 progress.vae = vae
                 progress.write()

@@ -83,16 +83,15 @@ def chosen(which: Tensor, upright: Layout, turned: Layout) -> Layout:
     return Layout(kind, x, y, radius, turned.angle.masked_fill(which, 0))
 
 
-def drawing(layout: Layout, generator: torch.Generator, *, size: int = SIZE) -> Tensor:
+def drawing(layout: Layout, generator: torch.Generator) -> Tensor:
     """Outlines as a hand draws them, or as Canny's method finds them: white lines on black.
 
     Args:
         layout: of B scenes.
         generator: on the CPU, for width, place and steadiness of the lines, and for gaps in them.
-        size: pixels of a side, S.
 
     Returns:
-        Images, (B, 3, S, S), -1 where nothing is drawn and 1 on a line.
+        Images, (B, 3, SIZE, SIZE), -1 where nothing is drawn and 1 on a line.
     """
     batch = len(layout.kind)
 
@@ -103,13 +102,13 @@ def drawing(layout: Layout, generator: torch.Generator, *, size: int = SIZE) -> 
     unsteady = (uniform(-1, 1).clamp(min=0) * UNSTEADY) * torch.randn(
         batch, 1, HAND_SIDE, HAND_SIDE, generator=generator
     )
-    hand = F.interpolate(unsteady, size=(size, size), mode="bicubic", align_corners=False)
-    away = (distances(layout, size) + hand + inward).abs()  # (B, 2, S, S)
+    hand = F.interpolate(unsteady, size=(SIZE, SIZE), mode="bicubic", align_corners=False)
+    away = (distances(layout, SIZE) + hand + inward).abs()  # (B, 2, SIZE, SIZE)
     line = (0.5 + width / 2 - away).clamp(0, 1).amax(dim=1, keepdim=True)
     line = torch.where(uniform(0, 1) < 0.5, (line > 0.5).float(), line)
     for row in (uniform(0, 3) < 1).flatten().nonzero().flatten().tolist():
         for _ in range(int(torch.randint(1, GAPS + 1, (), generator=generator))):
-            top, left = torch.randint(size, (2,), generator=generator).tolist()
+            top, left = torch.randint(SIZE, (2,), generator=generator).tolist()
             high, wide = torch.randint(2, GAP + 1, (2,), generator=generator).tolist()
             line[row, :, top : top + high, left : left + wide] = 0
     return (2 * line - 1).expand(-1, 3, -1, -1)

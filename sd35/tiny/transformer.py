@@ -35,6 +35,7 @@ DROP = 0.1  # of the captions, for guidance; and of each encoder by itself, so t
 SHORT, PADDED, LONG = (LENGTH, LENGTH), (POSITIONS, 77), (POSITIONS, 256)  # tokens of CLIP and of T5
 PADDED_EVERY, LONG_EVERY = 8, 40  # one batch in so many
 RENEW_EVERY = 8  # steps, for more pictures at a time
+FILL_SHARE = 0.15  # of the time that is left, at most, for encoding pictures before the first step
 PADDED_FROM = 0.92  # share of the time from which on no batch is short
 
 # What kind of shape it is, and its flat colours, is decided near pure noise, at levels that the usual density
@@ -77,6 +78,22 @@ class Latents:
         self.next = rows.stop
         self.filled = max(self.filled, rows.stop)
 
+    def fill(self, number: int, until: float, left: Callable[[], float]) -> None:
+        """Encode the first `number` scenes as they are drawn, or as many as there is time for.
+
+        Args:
+            number: of scenes; the first 256, or all where there are fewer, are encoded in any case.
+            until: what is left when time is over.
+            left: seconds until the run's end.
+        """
+        number = min(number, self.bank.capacity)
+        while self.filled < number and (not self.filled or left() > until):
+            more = min(self.filled + 256, number)
+            self.bank.fill(more)  # waits for them
+            if self.filled >= len(self.bank):  # drawing ended early
+                break
+            self.renew(more - self.filled)
+
 
 def train_painter(
     run: Run,
@@ -104,7 +121,7 @@ def train_painter(
         tokenizers: those that the bank's captions were read with.
         plan: PLAN, or RESUMED.
         batch: captions of a step.
-        fill: pictures that are encoded before the first step.
+        fill: pictures that are encoded before the first step, and before its time counts.
         renew: pictures that are encoded anew, for each step.
         seed: of pictures and noise.
         until: seconds before the run's end at which to be done.
@@ -114,9 +131,7 @@ def train_painter(
     device = bank.tables.device
     generator = seeded(seed, 2, device=device)
     latents = Latents(bank, half_encoder(vae), generator)
-    bank.fill(batch)
-    while latents.filled < min(fill, len(bank)):
-        latents.renew(min(256, fill))
+    latents.fill(fill, run.left() - FILL_SHARE * (run.left() - until), run.left)
     run.say(f"{latents.filled} pictures encoded, {len(bank)} scenes with {CAPTIONS} captions each drawn")
 
     trainer = Trainer(painter, plan, is_hidden)

@@ -16,10 +16,12 @@ PARTS = (
     "verify",
     "drawing",
     "vae",
+    "memory",
     "shapes",
     "attentions",
     "fp8",
     "text",
+    "tiny",
     "training",
 )
 
@@ -44,6 +46,7 @@ def test_every_part_that_needs_no_card_runs(gpu, tmp_path, capsys) -> None:
     assert status == 0, said
     assert "FAILED" not in said
     assert "NOT" not in said
+    assert "DIFFERS" not in said
     assert "status 0" in said
     assert "noise found to the last bit" in said
     timed = [row for row in rows if "median" in row]

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 import sd35
-from mmdit import MMDiT, MMDiTConfig
+from mmdit import InTurn, MMDiT, MMDiTConfig, OnDemand
 from mmdit.blocks import AdaLN
 from sd35 import SettingsError
-from sd35.memory import GB, PLANS, SPARE, Needs, Plan, choose, free_memory, levels_asked
+from sd35.found import find
+from sd35.loading import load_found
+from sd35.memory import PLANS, Needs, Plan, choose, free_memory, keep_blocks, levels_asked
+from sd35.memory.plan import GB, SPARE
 from sd35.tasks.generate import Generate, Generation
 from textenc.by_layers import by_layers
 from vae import VAEConfig
@@ -29,12 +32,13 @@ MEDIUM = MMDiTConfig(
     dual_blocks=tuple(range(13)),
 )
 CARD = torch.device("cuda")
+BLOCKS = {"blocks": 4_447_389_952, "block": 203_013_888}
 
 
 def needs(pixels: int = 1024 * 1024) -> Needs:
     sizes = {"mmdit": 4.94, "vae": 0.17, "clip_l": 0.25, "clip_g": 1.39, "t5": 9.52}
     weights = {part: GB * size for part, size in sizes.items()}
-    options = {"itemsize": 2, "pixels": pixels, "streamed": 0.65 * GB}
+    options = {"itemsize": 2, "pixels": pixels, "streamed": 0.65 * GB, **BLOCKS}
     return Needs(weights=weights, mmdit=MEDIUM, vae=VAEConfig((128, 256, 512, 512), 2, 16), **options)
 
 
@@ -114,7 +118,8 @@ def test_low_and_lowest_on_a_cpu(model_folder, pipe) -> None:
     for level in ("low", "lowest"):
         frugal = sd35.load(model_folder, memory=level)
         assert torch.equal(frugal.generate(prompts, steps=1).image, expected.image)
-        assert frugal.plan == replace(PLANS[level], release=False, by_layers=False)
+        assert frugal.plan == Plan(one_by_one=True, tile=PLANS[level].tile)
+        assert frugal.offloaded is None
         assert frugal.notes[0].startswith(f"memory {level}: text encoders one by one")
     tiled = replace(pipe, plan=Plan(tile=2)).generate(prompts, steps=1)
     assert torch.equal(tiled.latents, expected.latents)
@@ -124,8 +129,81 @@ def test_low_and_lowest_on_a_cpu(model_folder, pipe) -> None:
     encoded = replace(pipe, plan=Plan(tile=2)).encode(image)
     assert torch.equal(encoded, encode_tiled(pipe.vae, image, tile=2, overlap=0))
     assert not torch.equal(encoded, pipe.encode(image))
-    with pytest.raises(SettingsError, match="memory must be one of auto, off, low, lowest"):
+    with pytest.raises(SettingsError, match="memory must be one of auto, off, low, lower, lowest"):
         sd35.load(model_folder, memory="least")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("level", ["low", "lowest"])
+def test_blocks_are_on_the_device_while_they_draw_alone(tiny, level, monkeypatch) -> None:
+    """The CPU stands for the device: what is there is a copy."""
+    expected = tiny.generate("a red circle", **OPTIONS)
+    pipe = copy.copy(tiny)
+    own = [one.data_ptr() for one in pipe.mmdit.joint_blocks.parameters()]
+    pipe.plan = replace(PLANS[level], one_by_one=False, tile=None)
+    pipe.offloaded = keep_blocks(pipe.mmdit, pipe.plan, torch.device("cpu"))
+    seen: dict[str, int] = {}
+
+    def look(name: str) -> None:
+        here = [one.data_ptr() for one in pipe.mmdit.joint_blocks.parameters()]
+        seen[name] = sum(one not in own for one in here)
+
+    for name, part in {"reading": pipe.text.t5, "drawing": pipe.mmdit.joint_blocks[0].attention}.items():
+        monkeypatch.setattr(part, "forward", watched(part.forward, look, name))
+    monkeypatch.setattr(pipe, "decode", watched(pipe.decode, look, "decoding"))
+    for _ in range(2):
+        drawn = pipe.generate("a red circle", **OPTIONS)
+        assert torch.equal(drawn.image, expected.image)
+        assert torch.equal(drawn.latents, expected.latents)
+    assert seen["reading"] == 0
+    assert 0 < seen["drawing"] < (40 if level == "lowest" else len(own))
+    assert (seen["decoding"] == 0) == (level == "lowest")
+    pipe.to("cpu")
+    assert pipe.offloaded is None
+    assert [one.data_ptr() for one in tiny.mmdit.joint_blocks.parameters()] == own
+
+
+def test_weights_that_are_widened_visit_too_and_are_gone_after_it(model_folder) -> None:
+    pipe = sd35.load(model_folder, dtype=torch.bfloat16)
+    expected = pipe.invert(
+        pipe.generate("a", steps=1).state(), method="naive", precision="float32", measure=False
+    )
+    weights, own = dict(pipe.mmdit.joint_blocks.named_parameters()), dict[str, int]()
+    own |= {name: one.data_ptr() for name, one in weights.items()}
+    pipe.offloaded = keep_blocks(pipe.mmdit, PLANS["low"], torch.device("cpu"))
+    drawn = pipe.generate("a", steps=1)
+    found = pipe.invert(drawn.state(), method="naive", precision="float32", measure=False)
+    assert torch.equal(found.noise, expected.noise)
+    assert pipe.offloaded is not None
+    pipe.offloaded.leave()
+    assert {name: one.data_ptr() for name, one in weights.items()} == own
+    pipe.to(dtype=torch.float32)
+    assert pipe.offloaded is None
+    assert {one.dtype for one in weights.values()} == {torch.float32}
+
+
+def watched(run: Any, look: Any, name: str) -> Any:
+    """A function before which somebody looks."""
+
+    def both(*args: Any, **options: Any) -> Any:
+        look(name)
+        return run(*args, **options)
+
+    return both
+
+
+@pytest.mark.parametrize("level", ["low", "lowest"])
+def test_what_is_loaded_for_a_device_leaves_the_blocks_on_the_cpu(model_folder, level) -> None:
+    """torch's meta device stands for a card, as far as to where everything is."""
+    pipe = load_found(find(model_folder), "meta", memory=level)
+    mmdit = pipe.mmdit
+    places = {name.startswith("joint_blocks"): one.device.type for name, one in mmdit.named_parameters()}
+    assert places == {True: "cpu", False: "meta"}
+    assert pipe.device.type == pipe.vae.decoder.conv_in.weight.device.type == "meta"
+    kinds = {"low": (OnDemand, "on the CPU meanwhile"), "lowest": (InTurn, "the transformer block by block")}
+    assert isinstance(pipe.offloaded, kinds[level][0])
+    assert kinds[level][1] in pipe.notes[0]
+    kept, own = (one.mmdit.joint_blocks.state_dict() for one in (pipe, sd35.load(model_folder)))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in own.items())
 
 
 def test_t5_by_layers_gives_the_same_bits_and_stays_where_it_was(pipe) -> None:
@@ -147,12 +225,15 @@ def test_needs_are_those_of_the_documentation() -> None:
     assert medium.decode(None) / GB == pytest.approx(1.61, abs=0.01)
     assert medium.decode(64) / GB == pytest.approx(0.40, abs=0.01)
     with torch.device("meta"):
-        modulation = [module for module in MMDiT(MEDIUM).modules() if isinstance(module, AdaLN)]
+        model = MMDiT(MEDIUM)
+    modulation = [module for module in model.modules() if isinstance(module, AdaLN)]
+    sizes = [2 * sum(one.numel() for one in block.parameters()) for block in model.joint_blocks]
+    assert (sum(sizes), max(sizes)) == (medium.blocks, medium.block)
     weights = sum(one.numel() for module in modulation for one in module.parameters() if one.ndim == 2)
     assert medium.modulation == 2 * weights
     assert medium.positions == 2 * (384**2 - 64**2) * MEDIUM.dim
-    peaks = [round(medium.peak(PLANS[level]) / GB, 1) for level in ("off", "low", "lowest")]
-    assert peaks == [17.9, 14.6, 6.5]
+    peaks = [round(medium.peak(PLANS[level]) / GB, 1) for level in PLANS]
+    assert peaks == [17.9, 10.2, 4.7, 2.1]
 
 
 def test_auto_takes_the_first_that_fits() -> None:
@@ -165,7 +246,7 @@ def test_auto_takes_the_first_that_fits() -> None:
         assert len(notes) == (name != "off")
     assert choose("auto", medium, CARD, GB)[0] == PLANS["lowest"]
     assert choose("auto", medium, CARD, None) == (Plan(), ())
-    assert "6.5 GB in place of 17.9; 8 GB are free" in choose("auto", medium, CARD, 8 * GB)[1][0]
+    assert "4.75 GB in place of 17.9; 8 GB are free" in choose("auto", medium, CARD, 8 * GB)[1][0]
 
 
 def test_free_memory_is_told_where_it_is_known() -> None:

@@ -6,19 +6,23 @@ import time
 import pytest
 import torch
 
+from sd35.bench import clock
 from sd35.bench.clock import alternate, peak_bytes
 
 CPU = torch.device("cpu")
 
 
-def test_calls_are_taken_in_turn_after_two_of_each() -> None:
+@pytest.mark.parametrize(("enough", "rounds"), [(0.0, 3), (60.0, 9)], ids=["long calls", "short calls"])
+def test_calls_are_taken_in_turn_after_two_of_each(enough, rounds, monkeypatch) -> None:
+    monkeypatch.setattr(clock, "ENOUGH", enough)
     calls: list[str] = []
     timings = alternate([lambda: calls.append("a"), lambda: calls.append("b")], 3, CPU)
-    assert "".join(calls) == "ab" + "ab" + "ababab"
-    assert [len(timing.wall) for timing in timings] == [3, 3]
+    assert "".join(calls) == "ab" + "ab" + ("abba" * rounds)[: 2 * rounds]
+    assert [len(timing.wall) for timing in timings] == [rounds, rounds]
 
 
-def test_another_process_is_called_as_often_as_it_is_timed() -> None:
+def test_another_process_is_called_as_often_as_it_is_timed(monkeypatch) -> None:
+    monkeypatch.setattr(clock, "ENOUGH", 0.0)
     calls: list[str] = []
     (timing,) = alternate([lambda: calls.append("a")], 2, CPU, warm=False)
     assert len(calls) == 2

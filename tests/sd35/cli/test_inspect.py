@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from mmdit import ControlNet, ControlNetConfig
 from sd35.bench import ceilings, stages
+from sd35.cli import bench
 
 
 def test_a_whole_model(sd35, model_folder) -> None:
@@ -102,6 +103,11 @@ def test_bench_measures_the_stages(sd35, model_folder, monkeypatch) -> None:
     assert lines[2].startswith("| transformer, 32 px | ")
     assert lines[-1].startswith("| import | ")
     assert {line.count("|") for line in lines} == {7}
+    assert tuple(stages.STAGES) == bench.ONLY
+    status, out, _ = sd35(
+        "bench", "-m", model_folder, "--repeats", "1", "--device", "cpu", "--only", "python"
+    )
+    assert (status, [line.split(",")[0] for line in out.splitlines()[5:]]) == (0, ["| a step's Python"])
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ def test_options_reach_the_training(sd35, monkeypatch, tmp_path) -> None:
 
     calls = []
     monkeypatch.setattr(recipe, "train", lambda output, **options: calls.append((output, options)))
-    assert sd35("train", "tiny", "--output", tmp_path, "--seed", "3", "--minutes", "2.5") == (0, "", "")
-    assert calls == [(Path(tmp_path), {"minutes": 2.5, "seed": 3, "device": "cpu", "resume": None})]
+    given = ("--seed", "3", "--minutes", "2.5", "--resume", "tiny", "--autoencoder", "0.4")
+    assert sd35("train", "tiny", "--output", tmp_path, *given) == (0, "", "")
+    options = {"minutes": 2.5, "seed": 3, "device": "cpu", "resume": Path("tiny"), "autoencoder": 0.4}
+    assert calls == [(Path(tmp_path), options)]
 
 
 def test_only_the_embedded_model_is_trained_and_only_into_a_named_folder(sd35) -> None:

@@ -59,13 +59,25 @@ def test_pieces_are_small_and_join_to_a_model_that_loads(tmp_path: Path, tensors
 
 def test_what_was_written_is_built_again(tmp_path: Path, tensors, tokenizers) -> None:
     pieces.write_pieces(tensors, tmp_path)
-    again = pieces.half(*pieces.built(pieces.read_pieces(tmp_path), tokenizers))
+    again = pieces.half(*pieces.built(pieces.read_weights(tmp_path), tokenizers))
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 
-def test_a_folder_without_pieces_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"holds no piece_1\.safetensors"):
+def test_a_model_is_read_as_its_pieces_are(tmp_path: Path, tensors) -> None:
+    pieces.write_model(tensors, tmp_path)
+    again = pieces.read_weights(tmp_path)
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    shipped = pieces.read_weights(Path("tiny"))
+    assert shipped.keys() == tensors.keys()
+    assert {name: one.shape for name, one in shipped.items()} == {
+        name: one.shape for name, one in tensors.items()
+    }
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"holds neither piece_1\.safetensors nor sd3\.5_tiny"):
         recipe.train(tmp_path / "new", minutes=1, resume=tmp_path)
 
 
@@ -73,6 +85,16 @@ def test_a_folder_without_pieces_is_refused(tmp_path: Path) -> None:
 def test_no_time_is_refused_before_anything_is_written(tmp_path: Path, minutes: float) -> None:
     with pytest.raises(SettingsError, match="minutes must be a positive number"):
         recipe.train(tmp_path / "new", minutes=minutes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("share", "resume", "match"),
+    [(1.0, "tiny", "must be a share of the time"), (0.0, None, "must be above 0 where nothing is resumed")],
+)
+def test_a_share_that_is_none_is_refused(tmp_path: Path, share, resume, match) -> None:
+    with pytest.raises(SettingsError, match=match):
+        recipe.train(tmp_path / "new", minutes=1, resume=resume, autoencoder=share)
     assert list(tmp_path.iterdir()) == []
 
 

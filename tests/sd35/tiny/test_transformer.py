@@ -7,6 +7,7 @@ import torch
 
 from sd35.noise import seeded
 from sd35.tiny import bank as banks
+from sd35.tiny import transformer
 from sd35.tiny.bank import Bank
 from sd35.tiny.fit import Plan, Trainer
 from sd35.tiny.painter import Painter
@@ -50,6 +51,25 @@ def latents(folder: Path, monkeypatch) -> Latents:
     encoded.renew(20)  # the rest, and no more
     assert encoded.filled == 32
     return encoded
+
+
+def test_pictures_are_encoded_as_scenes_arrive_and_while_there_is_time(monkeypatch) -> None:
+    bank = Bank(1024, CPU)
+    asked: list[int] = []
+
+    def arrive(scenes: int) -> None:
+        asked.append(scenes)
+        bank._filled = min(scenes, 768)  # drawing ends early
+
+    monkeypatch.setattr(bank, "fill", arrive)
+    monkeypatch.setattr(transformer, "paint_at_random", lambda tables, *_, **__: torch.zeros(len(tables), 1))
+    values = Latents(bank, lambda image: torch.zeros(len(image), 16, 16, 16), seeded(1))
+    values.fill(512, until=5.0, left=lambda: 4.0)  # no time: the first ones all the same
+    assert (values.filled, asked) == (256, [256])
+    values.fill(512, until=5.0, left=lambda: 6.0)
+    assert (values.filled, asked) == (512, [256, 512])
+    values.fill(1024, until=5.0, left=lambda: 6.0)
+    assert (values.filled, asked) == (768, [256, 512, 768, 1024])
 
 
 def test_a_dropped_encoder_leaves_zeros() -> None:

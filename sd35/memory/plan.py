@@ -1,33 +1,32 @@
-"""Drawing in less memory: what each level does, what it needs, and the modulation of a schedule first.
+"""Drawing in less memory: what each level does, and what it needs.
 
 low
-    Text encoders one by one. On a GPU the modulation vectors of the whole schedule are computed first, and
-    the layers that give them are on the CPU while the picture is drawn, with all positions of the table but
-    those of the picture. The same bits.
+    Text encoders one by one. On a GPU the transformer's blocks are on the CPU while prompts are read. The
+    modulation vectors of the whole schedule are computed first, and the layers that give them are on the CPU
+    while the picture is drawn, with all positions of the table but those of the picture. The same bits.
+lower
+    Beside it, on a GPU T5 layer by layer. The same bits.
 lowest
-    Beside it, on a GPU T5 layer by layer: the same bits. Pictures are encoded and decoded in tiles of
-    512 x 512: larger ones differ a little, by how much says `vae.tiling`.
+    Beside it, on a GPU each block of the transformer comes to it while the one before computes: the same
+    bits. Pictures are encoded and decoded in tiles of 512 x 512: larger ones differ a little, by how much
+    says `vae.tiling`.
 
 Needs are computed from sizes, by what `benchmarks/peaks.py` counts.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
-from flow import SOLVERS
-from mmdit import MMDiT, MMDiTConfig, crop_table, is_watched, release_modulation
+from mmdit import InTurn, MMDiT, MMDiTConfig, Offloaded, OnDemand
 from vae import VAEConfig
 
-from .errors import SettingsError
-from .velocity import GuidedVelocity
+from ..errors import SettingsError
 
-Level = Literal["auto", "off", "low", "lowest"]
+Level = Literal["auto", "off", "low", "lower", "lowest"]
 GB = 1e9
 SPARE = 1.5e9
 """Bytes left for what is not computed: workspaces, 1.1 GB in a decode of 1024 x 1024 on an H100. A small
@@ -47,8 +46,12 @@ class Plan:
     """Each text encoder is loaded, run and freed before the next."""
     by_layers: bool = False
     """T5 stays on the CPU, and each of its layers goes to the GPU in its turn."""
+    away: bool = False
+    """The transformer's blocks are on the CPU until the first step, and while prompts are read."""
     release: bool = False
     """The layers that give modulation vectors, and positions beyond the picture, are on the CPU meanwhile."""
+    in_turn: bool = False
+    """Each block comes to the GPU while the one before it computes, and two of them are there at most."""
     tile: int | None = None
     """Side of the tiles that pictures are encoded and decoded in, in latent pixels."""
 
@@ -56,14 +59,18 @@ class Plan:
         names = {
             "text encoders one by one": self.one_by_one,
             "T5 layer by layer": self.by_layers,
+            "the transformer on the CPU meanwhile": self.away and not self.in_turn,
             "modulation vectors first": self.release,
+            "the transformer block by block": self.in_turn,
             f"coded in tiles of {8 * (self.tile or 0)} px (larger pictures differ a little)": self.tile,
         }
         return ", ".join(name for name, done in names.items() if done) or "nothing to do"
 
 
 NOTHING = Plan()
-PLANS = {"off": NOTHING, "low": Plan(True, release=True), "lowest": Plan(True, True, True, TILE)}
+LOW = Plan(one_by_one=True, away=True, release=True)
+LOWER = replace(LOW, by_layers=True)
+PLANS = {"off": NOTHING, "low": LOW, "lower": LOWER, "lowest": replace(LOWER, in_turn=True, tile=TILE)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +85,33 @@ class Needs:
     """Of what transformer and autoencoder compute in."""
     pixels: int
     """Of a picture."""
+    blocks: float
+    """Of the transformer's weights, those of its blocks."""
+    block: float
+    """Those of its largest block."""
     streamed: float = 0
     """Of T5, where its layers come one by one: its token table and a layer."""
 
     def peak(self, plan: Plan) -> float:
         """At the highest moment of drawing a picture with guidance."""
-        drawn = self.weights["mmdit"] + self.weights["vae"]
         each = {part: size for part, size in self.weights.items() if part not in ("mmdit", "vae")}
         if plan.by_layers and "t5" in each:
             each["t5"] = self.streamed
         encoders = (max if plan.one_by_one else sum)([0.0, *each.values()])
-        away = (self.modulation + self.positions) * plan.release
-        drawing = drawn - away + max(self.step, self.decode(plan.tile))
-        return max(drawn + encoders, drawing + (0 if plan.one_by_one else encoders))
+        rest = self.weights["vae"] + self.weights["mmdit"] - self.blocks
+        reading = rest + encoders + (0 if plan.away else self.blocks)
+        own, step = self._there(plan), self.step
+        decoding = 0 if plan.in_turn else own
+        positions = self.positions * plan.release
+        drawing = rest - positions + max(own + step, decoding + self.decode(plan.tile))
+        return max(reading, drawing + (0 if plan.one_by_one else encoders))
+
+    def _there(self, plan: Plan) -> float:
+        """Of the blocks' weights, those that are on the device in a step."""
+        if plan.in_turn:  # two places, each for the largest block
+            width, vectors = self.mmdit.dim, 15 if self.mmdit.dual_blocks else 12
+            return 2 * (self.block - plan.release * vectors * width * width * self.itemsize)
+        return self.blocks - self.modulation * plan.release
 
     @property
     def modulation(self) -> float:
@@ -123,7 +144,7 @@ def choose(
     """What is done on a device with so many free bytes, and a line that says it.
 
     Args:
-        level: "auto" is the first of off, low and lowest that fits; off where nobody knows what is free.
+        level: "auto" is the first of off, low, lower and lowest that fits; off where nobody knows what does.
         needs: of the model.
         device: on a CPU nothing is gained by moving layers to the CPU.
         free: as `free_memory` says.
@@ -133,7 +154,8 @@ def choose(
     """
     if level not in get_args(Level):
         raise SettingsError(f"memory must be one of {', '.join(get_args(Level))}; got {level!r}")
-    moves = {} if device.type != "cpu" else {"release": False, "by_layers": False}
+    on_cpu = dict.fromkeys(("away", "release", "by_layers", "in_turn"), False)
+    moves = on_cpu if device.type == "cpu" else {}
     plans = {name: replace(plan, **moves) for name, plan in PLANS.items()}
     chosen: str = level
     if level == "auto":
@@ -164,67 +186,18 @@ def free_memory(device: torch.device) -> float | None:
     return free
 
 
-@contextmanager
-def modulation_first(
-    velocity: GuidedVelocity, count: int, solver: str, sigmas: Tensor, **options: Any
-) -> Iterator[int]:
-    """Within the block, the vectors of a schedule stand in the place of the layers that give them.
-
-    The velocity stays what it was, to the last bit, and so do the layers, which come back at the end. Nothing
-    is done where a solver chooses its levels as it goes, or where somebody watches these layers.
+def keep_blocks(mmdit: MMDiT, plan: Plan, device: torch.device) -> Offloaded | None:
+    """Let the blocks of a transformer stay on the CPU as a plan says, and bring the rest to a device.
 
     Args:
-        velocity: of the generation.
-        count: of its samples.
-        solver: that follows it, by name.
-        sigmas: the levels that it is run on, (steps + 1,), in the dtype of the states.
-        options: of the solver.
-
-    Yields:
-        Bytes saved.
+        mmdit: on the CPU, where the plan says anything of its blocks.
+        plan: of the model.
+        device: where it runs.
     """
-    mmdit = velocity.mmdit
-    if SOLVERS[solver].evaluations is None or is_watched(mmdit, "adaLN_modulation"):
-        yield 0
-        return
-    levels = levels_asked(solver, sigmas.to(mmdit.pos_embed.device), options)
-    released = release_modulation(mmdit, levels, velocity.pooled(count))
-    try:
-        yield released.saved
-    finally:
-        released.restore()
-
-
-@contextmanager
-def positions_of(mmdit: MMDiT, height: int, width: int) -> Iterator[None]:
-    """Within the block, the device holds of the positions those alone that a size reads: the same bits.
-
-    Args:
-        mmdit: whose table it is; it comes back at the end.
-        height: of the latents.
-        width: of the latents.
-    """
-    patch, device = mmdit.config.patch_size, mmdit.pos_embed.device
-    whole = crop_table(mmdit, height // patch, width // patch).to("cpu")
-    try:
-        yield
-    finally:
-        mmdit.pos_embed = whole.to(device)
-
-
-def levels_asked(solver: str, sigmas: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Every level at which a solver calls the velocity, by running it on one number that stays.
-
-    On the device of `sigmas`, where levels between those of the table are then rounded as they will be.
-    """
-    asked: dict[float, Tensor] = {}
-
-    def still(x: Tensor, sigma: Tensor) -> Tensor:
-        asked[float(sigma[0])] = sigma[0]
-        return torch.zeros_like(x)
-
-    own = SOLVERS[solver]
-    noise = {"generator": [torch.Generator()]} if own.stochastic else {}
-    for _ in own.run(still, sigmas.new_zeros(1, 1), sigmas, **options, **noise):
-        pass
-    return torch.stack(list(asked.values()))
+    if not plan.away:
+        return None
+    for name, part in mmdit.named_children():
+        if name != "joint_blocks":
+            part.to(device)
+    mmdit.pos_embed = mmdit.pos_embed.to(device)
+    return InTurn(mmdit, device) if plan.in_turn else OnDemand(mmdit, device)
