@@ -116,8 +116,8 @@ class Measured:
 
 @torch.no_grad()
 def measure(pipe: sd35.Pipeline, prompts: list[str], exact: Measured | None) -> Measured:
-    """Draw every prompt, guided at all levels, ask for velocities at the unrounded run's states, and undo."""
-    drawn = pipe.generate(prompts, seed=0, batch_size=TOGETHER, guidance=sd35.Guidance())
+    """Draw every prompt, ask for velocities at the states of the unrounded run, and undo the latents."""
+    drawn = pipe.generate(prompts, seed=0, batch_size=TOGETHER)
     true = drawn if exact is None else exact.drawn
     velocity = pipe.velocity(prompts, batch_size=TOGETHER)
     velocities = []
