@@ -118,4 +118,4 @@ def check_graphs(device: torch.device) -> None:
         SettingsError: it has none.
     """
     if device.type != "cuda":
-        raise SettingsError(f"cuda_graphs is for CUDA devices, and this is {device.type}: leave it out")
+        raise SettingsError(f"CUDA graphs are for CUDA devices, and this is {device.type}: leave them out")
