@@ -50,11 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         way = getattr(methods, settings)
         _add_places(mode, name)
         add_settings(mode, "training", way, but=way.without)
-        mode.add_argument(
-            "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error arose"
-        )
+        _add_traceback(mode)
         add_source(mode, dtype="float32 on a CPU, elsewhere bfloat16")
-    _add_tiny(modes.add_parser("tiny", help="make the embedded model from nothing", description=__doc__))
+    _add_tiny(modes.add_parser("tiny", help="make the embedded model from nothing"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,7 +120,14 @@ def _add_places(parser: argparse.ArgumentParser, way: str) -> None:
         )
 
 
+def _add_traceback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error arose"
+    )
+
+
 def _add_tiny(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(called=parser.prog)
     parser.description = (
         "Train the embedded model from scratch: autoencoder, text encoders and transformer, on pictures that "
         "are drawn here. Its plan is one of minutes: eight on a fast card made the model of this project, "
@@ -141,6 +146,7 @@ def _add_tiny(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps or auto")
+    _add_traceback(parser)
 
 
 def _run_tiny(args: argparse.Namespace) -> int:

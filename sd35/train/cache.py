@@ -52,7 +52,7 @@ class Cache:
         """The tensors of a key.
 
         Raises:
-            SettingsError: the file is damaged, or another model's.
+            SettingsError: the file is damaged, holds what is no number, or is another model's.
         """
         path = self._path(key)
         try:
@@ -67,6 +67,11 @@ class Cache:
             raise SettingsError(
                 f"{self.folder} holds what another model made ({path.name}): remove it, or name another cache"
             )
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise SettingsError(
+                    f"{path} holds NaN or infinite values ({name}): remove it, and it is made again"
+                )
         return tensors
 
     def _path(self, key: str) -> Path:

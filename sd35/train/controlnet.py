@@ -51,7 +51,7 @@ def train_controlnet(
 
     Raises:
         SettingsError: anything that cannot be trained with, before work starts.
-        DivergedError: the loss is not a number, and the weights before are on disk; or it runs away.
+        DivergedError: the loss is not a number, and the weights before are on disk; or the run is lost.
     """
     training = training_of(ControlNetTraining, given)
     places_ = Places(source=source, data=data, output=output, **(places or {}))
@@ -60,7 +60,7 @@ def train_controlnet(
     mmdit = session.transformer().requires_grad_(False)
     net = controlnet_of(mmdit, training.depth, training.control_type).requires_grad_(True)
     parameters = dict(net.named_parameters())
-    session.say(f"ControlNet of {net.config.depth} blocks: {_memory(session, mmdit, net)}")
+    session.say(f"ControlNet of {net.config.depth} blocks: {_memory(session, mmdit, net, parameters)}")
     prepare_blocks(net, training)
     prepare_blocks(mmdit, training)
 
@@ -79,13 +79,14 @@ def train_controlnet(
     return session.folder / FILE
 
 
-def _memory(session: Session, mmdit: MMDiT, net: ControlNet) -> Memory:
+def _memory(
+    session: Session, mmdit: MMDiT, net: ControlNet, parameters: Mapping[str, nn.Parameter]
+) -> Memory:
     """What the run will take."""
 
     def predict(x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
         return controlled(mmdit, net, Batch(x, context, pooled, ("",), x))(x, sigma, context, pooled)
 
-    parameters = dict(net.named_parameters())
     return memory_of(mmdit, parameters, session.largest, session.training, predict)
 
 

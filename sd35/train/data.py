@@ -228,10 +228,10 @@ def _whole(
                     read_whole(path)
         except SettingsError as error:
             if not skip_unreadable:
-                raise
+                raise SettingsError(f"{error}: mend or remove it, or skip such (skip_unreadable)") from error
             notes.append(f"left out: {error}")
             continue
         kept.append(sample)
     if not kept:
-        raise SettingsError(f"no picture can be read: {notes[0]}")
+        raise SettingsError(f"no picture can be read, {notes[0]}")
     return kept, notes

@@ -26,6 +26,9 @@ from .session import Places, Session
 from .settings import training_of
 
 FOLDER = "class"
+UNGUIDED = 1.0
+"""Guidance of class pictures: none. A flow that learns from what it draws itself stays as it is. Of guided
+pictures it would learn guidance, which would then be applied a second time."""
 APART = 1 << 40
 """Added to the number of a batch of class pictures, so that their noise is their own."""
 
@@ -56,7 +59,7 @@ def train_dreambooth(
 
     Raises:
         SettingsError: anything that cannot be trained with, before work starts.
-        DivergedError: the loss is not a number, and the weights before are on disk; or it runs away.
+        DivergedError: the loss is not a number, and the weights before are on disk; or the run is lost.
     """
     training = training_of(DreamBoothTraining, given)
     kind = "dreambooth, whole" if training.whole else "dreambooth"
@@ -97,7 +100,10 @@ def draw_class(session: Session, training: DreamBoothTraining, mmdit: MMDiT, fol
     vae = session.autoencoder()
     for number in bar(missing, shown=session.places.progress, desc="class pictures"):
         prompt = training.class_prompt[number % len(training.class_prompt)]
-        image = draw_pictures(mmdit, vae, session.encode, [prompt], session.size, [training.seed + number])
+        seeds = [training.seed + number]
+        image = draw_pictures(
+            mmdit, vae, session.encode, [prompt], session.size, seeds, guidance_scale=UNGUIDED
+        )
         (folder / f"{number:05}.txt").write_text(prompt, encoding="utf-8")
         with written(folder / f"{number:05}.png", overwrite=True) as temporary:
             to_pil(image[0]).save(temporary, "PNG")

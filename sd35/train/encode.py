@@ -70,9 +70,7 @@ def read_whole(path: Path) -> Tensor:
     try:
         return read(path)
     except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"{path} is damaged ({error}): mend or remove it, or skip such (skip_unreadable)"
-        ) from error
+        raise SettingsError(f"{path} is damaged ({error})") from error
 
 
 def encode_texts(

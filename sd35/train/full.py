@@ -51,7 +51,7 @@ def train_full(
 
     Raises:
         SettingsError: anything that cannot be trained with, before work starts.
-        DivergedError: the loss is not a number, and the weights before are on disk; or it runs away.
+        DivergedError: the loss is not a number, and the weights before are on disk; or the run is lost.
     """
     training = training_of(FullTraining, given)
     session = Session(Places(source=source, data=data, output=output, **(places or {})), training, "full")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError
-from .course import Course, DivergedError, diverged
+from .course import PROBED, Course, DivergedError, diverged
 from .ema import Average
 from .log import Log, bar
 from .optimizer import Masters, Optimizer, learning_rate
@@ -80,7 +80,8 @@ def fit(
         export: writes the weights as they are used, into the folder of the run.
 
     Raises:
-        DivergedError: not a number, and the state of the last good step is on disk; or it runs away.
+        DivergedError: not a number, and the state of the last good step is on disk; or the run is lost, and
+            that of the last save is.
         SettingsError: the run that is resumed is another.
     """
     learner, watch, world = Learner(parameters, training, run.world), run.watch, run.world
@@ -89,7 +90,7 @@ def fit(
     columns = ["validation", *levels]
     log = Log(run.folder, columns, after=start, tensorboard=training.tensorboard, silent=not world.is_main)
     shown = run.progress and world.is_main
-    course = Course()
+    course = Course(lambda: learner.probe(loss))
     steps = bar(shown=shown, total=training.steps, initial=start, unit="step")
     for step in range(start + 1, training.steps + 1):
         began = time.monotonic()
@@ -98,9 +99,10 @@ def fit(
             if step - 1 > saved:
                 learner.save(step - 1, run, export)
             raise DivergedError(diverged(row, run.folder))
-        if course.runs_away(row["loss"]):
-            raise DivergedError(course.ran_away(row, saved, run.folder))
         learner.update(step)
+        saves = _due(step, training.save_every, training.steps)
+        if course.is_lost(row["loss"], saves=saves):
+            raise DivergedError(course.told(step, saved, run.folder))
         row |= {"learning_rate": learning_rate(step - 1, training), "seconds": time.monotonic() - began}
         if watch.validate is not None and _due(step, training.validate_every, training.steps):
             with learner.averaged():
@@ -110,7 +112,7 @@ def fit(
         log.add(row)
         steps.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         steps.update()
-        if _due(step, training.save_every, training.steps):
+        if saves:
             learner.save(step, run, export)
             saved = step
         if watch.sample is not None and _due(step, training.sample_every, training.steps):
@@ -151,6 +153,13 @@ class Learner:
         self.world.average([mean, *(grad for grad in grads if grad is not None)])
         norm = self.masters.gradient_norm(self.training.clip)
         return {"step": step, "loss": float(mean), "gradient_norm": norm}
+
+    def probe(self, loss: Loss) -> float:
+        """The mean loss of the run's first micro-batches with the weights as they are."""
+        first = range(min(PROBED, self.training.steps))
+        mean = torch.stack([loss(number).detach() for number in first]).mean()
+        self.world.average([mean])
+        return float(mean)
 
     def update(self, step: int) -> None:
         """Move the weights along the gradients."""

@@ -49,7 +49,7 @@ def train_lora(
 
     Raises:
         SettingsError: anything that cannot be trained with, before work starts.
-        DivergedError: the loss is not a number, and the weights before are on disk; or it runs away.
+        DivergedError: the loss is not a number, and the weights before are on disk; or the run is lost.
     """
     training = training_of(LoraTraining, given)
     session = Session(Places(source=source, data=data, output=output, **(places or {})), training, "lora")

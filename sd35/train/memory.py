@@ -28,7 +28,7 @@ class Memory:
     training: float
     """Masters, the optimizer's memory and the average."""
     gradients: float
-    """Of what is trained."""
+    """Of what is trained, with what the optimizer needs beside them while it steps."""
     activations: float
     """What is kept of a forward for its gradients, at the largest size, and a block of gradients of it."""
     accumulates: bool = False

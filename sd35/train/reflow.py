@@ -57,7 +57,7 @@ def train_reflow(
 
     Raises:
         SettingsError: anything that cannot be trained with, before work starts.
-        DivergedError: the loss is not a number, and the weights before are on disk; or it runs away.
+        DivergedError: the loss is not a number, and the weights before are on disk; or the run is lost.
     """
     training = training_of(ReflowTraining, given)
     prompts = read_prompts(Path(data))
@@ -99,10 +99,13 @@ def make_pairs(session: Session, training: ReflowTraining, mmdit: MMDiT, prompts
     pairs = Cache(session.folder / FOLDER, made_by)
     sigmas = flow.sigmas(training.pair_steps, schedule_shift=training.schedule_shift)
     count, size = training.pairs, training.batch_size
+    for number in range(count):
+        if pairs.has(f"{number:06}"):
+            pairs.read(f"{number:06}")  # a damaged one is told now, and not in the middle of the run
     drawn_together = [range(first, min(first + size, count)) for first in range(0, count, size)]
     missing = [numbers for numbers in drawn_together if not all(pairs.has(f"{one:06}") for one in numbers)]
     for numbers in bar(missing, shown=session.places.progress and session.world.is_main, desc=FOLDER):
-        texts = [prompts[int(one) % len(prompts)] for one in numbers]
+        texts = [prompts[one % len(prompts)] for one in numbers]
         velocity = guided_velocity(session, training, mmdit, texts)
         noise = draw_noise(generators([training.seed + one for one in numbers]), shape_of(session, mmdit))
         made = next(flow.reflow_pairs(velocity, [noise.to(session.device)], sigmas, training.pair_solver))

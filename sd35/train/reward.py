@@ -30,6 +30,7 @@ def train_nft(
     reward: Reward,
     *,
     rounds: int,
+    groups: int = 1,
     pictures: int = 8,
     steps: int = 10,
     guidance_scale: float = 1.0,
@@ -41,17 +42,19 @@ def train_nft(
 ) -> None:
     """Train what is on a pipeline toward a reward, by DiffusionNFT.
 
-    A round draws `pictures` of one prompt by the old policy, judges them, and takes one step on them, at one
-    of the sampler's levels and with one noise: what errors they have in common cancels then, since advantages
-    add up to zero. The authors train without guidance. With it, the policy is the guided velocity, which then
-    is what the loss looks at, and both of its halves learn.
+    A round draws `pictures` of each of some prompts by the old policy, judges them, and takes one step on
+    all of them. Those of one prompt are looked at together, at one of the sampler's levels and with one
+    noise: what errors they have in common cancels then, since advantages add up to zero. The authors train
+    without guidance. With it, the policy is the guided velocity, which then is what the loss looks at, and
+    both of its halves learn.
 
     Args:
         pipe: a `Pipeline` with a LoRA that `fresh_lora` has put on it.
         parameters: of that LoRA. Zeroed, they are the reference policy.
-        prompts: one a round, in turn.
+        prompts: taken in turn.
         reward: the judge.
         rounds: how many.
+        groups: prompts of a round.
         pictures: of one prompt.
         steps: of the sampler, Euler's.
         guidance_scale: of the policy; 1 is none.
@@ -67,16 +70,16 @@ def train_nft(
     sigmas = flow.sigmas(steps)
     shape = pipe.latents_shape(None, None)
     uncond = _conditional(pipe, "", pictures)
-    for number in range(rounds):
+
+    def group_loss(number: int) -> tuple[Tensor, float]:
+        """The loss on pictures of one prompt, divided by the groups of a round, and their mean reward."""
         prompt = prompts[number % len(prompts)]
         noise = draw_noise(generators(range(seed + number * pictures, seed + (number + 1) * pictures)), shape)
         velocity = flow.guided(_conditional(pipe, prompt, pictures), uncond, guidance_scale)
         with policy(parameters, old):
             data = flow.solve(velocity, noise.to(pipe.device), sigmas)
-            scores = reward(pipe.decode(data).cpu(), [prompt] * pictures)
-        advantage = advantages(scores.double(), [prompt] * pictures).to(data)
-        if watch is not None:
-            watch(number, float(scores.double().mean()))
+            scores = reward(pipe.decode(data).cpu(), [prompt] * pictures).double()
+        advantage = advantages(scores, [prompt] * pictures).to(data)
         place = torch.randint(steps, (1,), generator=seeded(seed, LEVEL, number))
         sigma = sigmas[place].to(data).expand(pictures)
         noise = torch.randn(data[:1].shape, generator=seeded(seed, NOISE, number)).to(data)
@@ -86,8 +89,17 @@ def train_nft(
         with policy(parameters, start):
             v_reference = velocity(x, sigma)
         loss = nft_loss(velocity(x, sigma), v_old, v_reference, x, data, sigma, advantage, beta=beta, kl=kl)
+        return loss / groups, float(scores.mean())
+
+    for number in range(rounds):
         optimizer.zero_grad()
-        loss.backward()
+        scores = []
+        for group in range(groups):
+            loss, score = group_loss(number * groups + group)
+            loss.backward()
+            scores.append(score)
+        if watch is not None:
+            watch(number, sum(scores) / groups)
         nn.utils.clip_grad_norm_([*parameters.values()], 1.0)
         optimizer.step()
         with torch.no_grad():

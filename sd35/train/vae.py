@@ -60,7 +60,7 @@ def train_vae(
 
     Raises:
         SettingsError: anything that cannot be trained with, before work starts.
-        DivergedError: the loss is not a number, and the weights before are on disk; or it runs away.
+        DivergedError: the loss is not a number, and the weights before are on disk; or the run is lost.
     """
     training = training_of(VaeTraining, given)
     session = Session(Places(source=source, data=data, output=output, **(places or {})), training, "vae")

@@ -73,30 +73,34 @@ def test_grpo_is_the_authors(golden, case) -> None:
     assert (velocity.grad - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize("train", [train_nft, train_grpo])
-def test_rounds_draw_judge_and_step(model_folder, train) -> None:
+@pytest.mark.parametrize(("train", "more"), [(train_nft, {}), (train_nft, {"groups": 2}), (train_grpo, {})])
+def test_rounds_draw_judge_and_step(model_folder, train, more) -> None:
     """Every round draws, judges and takes one step; whether pictures become better takes hundreds of them."""
     pipe = sd35.load(model_folder)
     wanted = torch.zeros(1, 3, 32, 32)
     paths = {"mmdit": target_paths(pipe.mmdit, ("blocks",))}
     parameters = fresh_lora(pipe.mmdit, paths, rank=4, alpha=4.0)
     before = {name: one.detach().clone() for name, one in parameters.items()}
-    seen = []
+    seen, judged = [], []
 
     def reward(images, prompts):
+        judged.append(prompts)
         return -(images - wanted).square().flatten(1).mean(1)
 
     train(
         pipe,
         parameters,
-        ["a red circle"],
+        ["a red circle", "a star"],
         reward,
         rounds=2,
         steps=3,
         pictures=4,
         watch=lambda number, mean: seen.append(mean),
+        **more,
     )
     assert len(seen) == 2
+    turns = 2 * more.get("groups", 1)
+    assert judged == [[("a red circle", "a star")[turn % 2]] * 4 for turn in range(turns)]
     moved = [(parameters[name] - one).abs().max() for name, one in before.items() if name.endswith("up")]
     assert 0 < max(moved) < 0.01
     assert all(one.isfinite().all() for one in parameters.values())
