@@ -104,6 +104,7 @@ def make_pairs(session: Session, training: ReflowTraining, mmdit: MMDiT, prompts
             pairs.read(f"{number:06}")  # a damaged one is told now, and not in the middle of the run
     drawn_together = [range(first, min(first + size, count)) for first in range(0, count, size)]
     missing = [numbers for numbers in drawn_together if not all(pairs.has(f"{one:06}") for one in numbers)]
+    numbers: range
     for numbers in bar(missing, shown=session.places.progress and session.world.is_main, desc=FOLDER):
         texts = [prompts[one % len(prompts)] for one in numbers]
         velocity = guided_velocity(session, training, mmdit, texts)
