@@ -2,7 +2,7 @@
 
     python benchmarks/lessons.py hexagon --output runs/hexagon    # a new thing from 20 pictures, by a LoRA
     python benchmarks/lessons.py reflow --output runs/reflow      # fewer steps to the same end
-    python benchmarks/lessons.py reward --output runs/reward      # not to overshoot, by a reward
+    python benchmarks/lessons.py reward --output runs/reward      # another wording, by a reward
 
 Prints one line of JSON a result. Each takes less than twenty minutes of a processor core. What was cut off
 goes on when it is asked for again, but for the reward. Pictures are read back by tests/judge.py, which shares
@@ -22,7 +22,7 @@ import lessons_reward
 LESSONS = {
     "hexagon": (lessons_hexagon.lesson, 400),
     "reflow": (lessons_reflow.lesson, 800),
-    "reward": (lessons_reward.lesson, 15),
+    "reward": (lessons_reward.lesson, 25),
 }
 """How it is given, and in how many steps of the optimizer."""
 

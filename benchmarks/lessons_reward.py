@@ -1,48 +1,61 @@
-"""The third lesson: not to overshoot where guidance is strong and steps are few, by DiffusionNFT.
+"""The third lesson: to read prompts that are written as lists of words, by DiffusionNFT, as its authors train.
 
-The reward is the likeness to what the painter paints; the judge that measures, tests/judge.py, follows
-outlines and knows no painter. Prompts that are rewarded are training's, prompts that are measured held out.
+The model learned sentences. Of "red background, pink star, small, left" it draws the size of every small shape
+wrong. The reward is the likeness to what the painter paints; the judge that measures, tests/judge.py, follows
+outlines and knows no painter. Scenes that are rewarded are training's, scenes that are measured held out.
 """
 
 from collections.abc import Sequence
+from math import comb
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from lessons_judged import clocked, pictures, right, save_strip, told
+from lessons_judged import clocked, judge, pictures, save_strip, told
 from torch import Tensor
 
 import sd35
 from sd35.noise import seeded
-from sd35.tiny.captions import caption, held_out_prompts
+from sd35.tiny.captions import Claim, caption, parse
 from sd35.tiny.painting import paint, table_of
-from sd35.tiny.scenes import Scene, training_scene
+from sd35.tiny.scenes import Scene, is_held_out, random_scene
 from sd35.train.fresh import fresh_lora, save_lora
 from sd35.train.reward import train_nft
 from sd35.train.targets import target_paths
 
-STEPS, GUIDANCE = 6, 4.5
-"""With which pictures are drawn for the reward: so few that guidance overshoots."""
-DEFAULT = 28
-"""Steps of a picture that is drawn for its own sake."""
-REWARDED, ONE, TWO = 100, 100, 24
-"""Prompts that are rewarded; prompts of one and of two shapes that are measured."""
-EVERY = 10
+STEPS = 4
+"""With which pictures are drawn, without guidance, for the reward and to be measured."""
+GROUPS = 4
+"""Prompts of a round, each with eight pictures."""
+REWARDED, MEASURED = 400, 200
+EVERY = 5
 """Rounds of which the mean reward is told."""
 SIDE = 64
 """Pixels at which pictures are compared."""
-ENOUGH = 0.1
+ENOUGH = 0.03
 """What may be left of a picture that is right, as a share of its shape's energy: paint has grain."""
 
 
-def rewarded(count: int, seed: int) -> dict[str, Scene]:
-    """Complete captions of one shape on grey, most of which are drawn wrong, and their scenes."""
+def listed(scene: Scene) -> str:
+    """A prompt as a list of words."""
+    shape = scene.shapes[0]
+    return f"{scene.background} background, {shape.colour} {shape.kind}, {shape.size}, {shape.place}"
+
+
+def sentence(scene: Scene) -> str:
+    """A prompt as the model learned them, which says as much."""
+    return caption(scene, seeded(0), complete=True)
+
+
+def scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
+    """Different scenes of one shape."""
     source, found = seeded(seed), {}
     while len(found) < count:
-        scene = training_scene(source, shapes=1)
-        if scene.background == "grey":
-            found[caption(scene, source, complete=True)] = scene
-    return found
+        scene = random_scene(source, shapes=1)
+        if is_held_out(scene) == held_out:
+            found[listed(scene)] = scene
+    return list(found.values())
 
 
 class Likeness:
@@ -72,32 +85,40 @@ class Likeness:
         return ((painted - image).square().sum((1, 2, 3)) / shape).min()
 
 
-def measured(pipe: sd35.Pipeline, folder: Path, when: str) -> None:
-    """Draw what is measured by the lesson's steps and by the default's, and tell how much is right."""
-    shares = {}
-    for name, prompts, steps in (
-        ("one shape", held_out_prompts(ONE, shapes=1, seed=32), STEPS),
-        ("one shape", held_out_prompts(ONE, shapes=1, seed=32), DEFAULT),
-        ("two shapes", held_out_prompts(TWO, shapes=2, seed=33), DEFAULT),
-    ):
-        drawn = pictures(pipe, prompts, steps=steps, scale=GUIDANCE)
-        shares[f"{name}, {steps} steps"] = f"{right(drawn, prompts)} of {len(prompts)}"
-        save_strip(folder / f"{when}, {name}, {steps}.jpg", drawn[:8])
-    told("reward", when=when, right=shares)
+def chance(gained: int, lost: int) -> float:
+    """That so many or more of the pictures that changed would change one way (the sign test, two-sided)."""
+    changed = gained + lost
+    tail = sum(comb(changed, k) for k in range(max(gained, lost), changed + 1)) / 2**changed
+    return min(1.0, 2 * tail)
+
+
+def marks(pipe: sd35.Pipeline, prompts: Sequence[str], claims: Sequence[Claim]) -> tuple[list[bool], np.ndarray]:
+    """Which pictures are right, and the first of them."""
+    drawn = pictures(pipe, prompts, steps=STEPS, scale=1.0)
+    return [judge.agrees(judge.read(one), c) for one, c in zip(drawn, claims, strict=True)], drawn[:8]
 
 
 def lesson(folder: Path, steps: int) -> None:
-    """Train a LoRA of rank 16 by rounds of eight pictures, and measure with and without it."""
+    """Train a LoRA of rank 16, and measure with and without it, by the same noise."""
     path = folder / "lora.safetensors"
     if not path.is_file():
         train(path, steps)
-    for when, lora in (("before", None), ("after", path)):
-        measured(sd35.load("tiny", lora=lora, dtype=torch.bfloat16), folder, when)
+    held_out = scenes(MEASURED, seed=32, held_out=True)
+    claims = [parse(sentence(scene)) for scene in held_out]
+    pipes = [sd35.load("tiny", lora=lora, dtype=torch.bfloat16) for lora in (None, path)]
+    for name, wording in (("lists", listed), ("sentences", sentence)):
+        prompts = [wording(scene) for scene in held_out]
+        (before, first), (after, second) = (marks(pipe, prompts, claims) for pipe in pipes)
+        gained = sum(b > a for a, b in zip(before, after, strict=True))
+        lost = sum(a > b for a, b in zip(before, after, strict=True))
+        counts = {"before": sum(before), "after": sum(after), "gained": gained, "lost": lost}
+        told("reward", prompts=name, of=MEASURED, **counts, chance=chance(gained, lost))
+        save_strip(folder / f"{name}.jpg", first, second)
 
 
 def train(path: Path, rounds: int) -> None:
     """Train, and write what was learned."""
-    scenes = rewarded(REWARDED, seed=30)
+    rewarded = {listed(scene): scene for scene in scenes(REWARDED, seed=30, held_out=False)}
     pipe = sd35.load("tiny", dtype=torch.bfloat16)
     paths = {"mmdit": target_paths(pipe.mmdit, ("blocks",))}
     parameters = fresh_lora(pipe, paths, rank=16, alpha=16.0)
@@ -112,11 +133,11 @@ def train(path: Path, rounds: int) -> None:
         train_nft(
             pipe,
             parameters,
-            list(scenes),
-            Likeness(scenes),
+            list(rewarded),
+            Likeness(rewarded),
             rounds=rounds,
+            groups=GROUPS,
             steps=STEPS,
-            guidance_scale=GUIDANCE,
             learning_rate=1e-3,
             watch=watch,
         )

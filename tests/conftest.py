@@ -56,6 +56,12 @@ def malformed() -> dict[str, NDArray[np.uint8]]:
 
 
 @pytest.fixture(scope="session")
+def joint_controlnet() -> ModuleType:
+    """tests/joint_controlnet.py."""
+    return module_beside("joint_controlnet")
+
+
+@pytest.fixture(scope="session")
 def other_processor() -> Callable:
     """`with other_processor(seed)`: compute as another processor might; see tests/processor.py."""
     return module_beside("processor").other_processor

@@ -81,25 +81,45 @@ def assert_gradients(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], d
         assert (found - expected).abs().max() < LARGEST[dtype] * expected.abs().max(), name
 
 
+def reckoned(
+    gradients: Sequence[Mapping[str, Tensor]], dtype: torch.dtype, later: float | None = None
+) -> list[dict[str, Tensor]]:
+    """The errors of each step's gradients by `LARGEST`, or in steps after the first by `later`."""
+    limits = [LARGEST[dtype], *[later or LARGEST[dtype]] * (len(gradients) - 1)]
+    return [
+        {name: limit * one.abs().max() for name, one in each.items()}
+        for limit, each in zip(limits, gradients, strict=True)
+    ]
+
+
+def measured(
+    wide: Sequence[Mapping[str, Tensor]], narrow: Sequence[Mapping[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """The errors of each step's gradients in float32, as a run in float64 shows them.
+
+    Of each tensor the largest, four times: the script's own are others of the same size.
+    """
+    return [
+        {name: 4 * (one - low[name]).abs().max() for name, one in high.items()}
+        for high, low in zip(wide, narrow, strict=True)
+    ]
+
+
 def assert_weights(
     ours: Mapping[str, Tensor],
     theirs: Mapping[str, Tensor],
     gradients: Sequence[Mapping[str, Tensor]],
+    errors: Sequence[Mapping[str, Tensor]],
     rate: float,
-    dtype: torch.dtype,
-    later: float | None = None,
 ) -> float:
     """Hold each weight after some steps of AdamW to what errors of gradients make of it, to first order.
-
-    The errors are those of `LARGEST`, or in steps after the first `later`.
 
     Returns:
         How far all of them together are apart, see `apart`.
     """
     for name in theirs:
-        limits = [LARGEST[dtype], *[later or LARGEST[dtype]] * (len(gradients) - 1)]
-        errors = [limit * one[name].abs().max() for limit, one in zip(limits, gradients, strict=True)]
-        allowed = rate * reach([one[name] for one in gradients], errors) + 2**-22 * theirs[name].abs()
+        moved = rate * reach([one[name] for one in gradients], [one[name] for one in errors])
+        allowed = moved + 2**-22 * theirs[name].abs()
         assert ((ours[name] - theirs[name]).abs() <= allowed).all(), name
     return apart(*(torch.cat([one[name].detach().flatten() for name in theirs]) for one in (ours, theirs)))
 
