@@ -20,7 +20,7 @@ import lessons_reflow
 import lessons_reward
 
 LESSONS = {
-    "hexagon": (lessons_hexagon.lesson, 400),
+    "hexagon": (lessons_hexagon.lesson, 600),
     "reflow": (lessons_reflow.lesson, 800),
     "reward": (lessons_reward.lesson, 25),
 }

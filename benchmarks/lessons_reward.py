@@ -92,7 +92,9 @@ def chance(gained: int, lost: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def marks(pipe: sd35.Pipeline, prompts: Sequence[str], claims: Sequence[Claim]) -> tuple[list[bool], np.ndarray]:
+def marks(
+    pipe: sd35.Pipeline, prompts: Sequence[str], claims: Sequence[Claim]
+) -> tuple[list[bool], np.ndarray]:
     """Which pictures are right, and the first of them."""
     drawn = pictures(pipe, prompts, steps=STEPS, scale=1.0)
     return [judge.agrees(judge.read(one), c) for one, c in zip(drawn, claims, strict=True)], drawn[:8]

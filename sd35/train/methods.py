@@ -95,6 +95,11 @@ class DreamBoothTraining(LoraTraining):
             raise SettingsError('class_prompt says what is to be kept: "a photo of a dog", for instance')
 
     @property
+    def at_once(self) -> int:
+        """The subject's and those of its class."""
+        return 2 * self.batch_size
+
+    @property
     def trains_whole(self) -> bool:
         """See `Training`."""
         return self.whole

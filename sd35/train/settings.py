@@ -175,6 +175,11 @@ class Training:
             raise fields.fault(self, ["warmup"], f" of {self.warmup} leaves nothing of {self.steps} steps")
 
     @property
+    def at_once(self) -> int:
+        """Pictures whose activations are in memory at once."""
+        return self.batch_size
+
+    @property
     def trains_whole(self) -> bool:
         """Whether all weights of a network are trained, and no LoRA."""
         return False

@@ -22,6 +22,7 @@ from .cache import digest
 from .data import CHANCE, ORDER
 from .folder import read_folder
 from .loop import fit
+from .memory import memory_of_vae
 from .methods import VaeTraining
 from .session import Places, Session
 from .settings import training_of
@@ -75,6 +76,12 @@ def train_vae(
     multiple = vae.config.factor * session.found.mmdit.patch_size
     sizes = bucket_sizes(side, multiple=multiple, longest=2 * side) if training.buckets else [(side, side)]
     placed = [nearest(example.size, sizes) for example in examples]
+    largest = max(placed, key=lambda one: one[0] * one[1])
+    chance = seeded(training.seed, CHANCE)
+    memory = memory_of_vae(
+        vae, parameters, largest, training, lambda image: vae_loss(vae, image, training, chance)[0]
+    )
+    session.say(f"autoencoder: {memory}")
     world, count = session.world, training.batch_size
     per_epoch = len(batches(placed, count, seeded(training.seed, ORDER, 0)))
 

@@ -14,10 +14,12 @@ from sd35.train.controlnet import controlled, controlnet_of
 from sd35.train.data import Batch
 from sd35.train.fresh import fresh_lora
 from sd35.train.loop import Learner
-from sd35.train.memory import memory_of
-from sd35.train.methods import ControlNetTraining, FullTraining, LoraTraining
+from sd35.train.memory import KERNELS, LOST, Memory, memory_of, memory_of_vae
+from sd35.train.methods import ControlNetTraining, DreamBoothTraining, FullTraining, LoraTraining, VaeTraining
 from sd35.train.objective import draw, velocity_loss
 from sd35.train.targets import target_paths
+from sd35.train.vae import vae_loss
+from vae import VAE, VAEConfig
 
 CPU, TEXT, SIDE = torch.device("cpu"), 40, 128
 CONFIG = MMDiTConfig(
@@ -25,6 +27,7 @@ CONFIG = MMDiTConfig(
 )
 WAYS = {
     "lora, two pictures": (torch.bfloat16, LoraTraining(rank=8, batch_size=2)),
+    "dreambooth": (torch.float32, DreamBoothTraining(rank=8, class_prompt=("a dog",))),
     "controlnet": (torch.float32, ControlNetTraining()),
     "all weights, average": (torch.bfloat16, FullTraining(ema=0.99, checkpoint_blocks=True)),
     "all weights, muon": (torch.float32, FullTraining(optimizer="muon", accumulate=2)),
@@ -65,10 +68,44 @@ def test_what_is_said_is_what_is_taken(alive, name) -> None:
         ("",) * count,
     )
     chance = draw(batch.latents.shape, told, 0)
+    means = range(2 if isinstance(told, DreamBoothTraining) else 1)
     with alive() as counted:
         learner = Learner(parameters, told)
         for step in (1, 2):
-            learner.gradients(lambda _: velocity_loss(predict, batch, chance, told), step)
+            learner.gradients(lambda _: sum(velocity_loss(predict, batch, chance, told) for _ in means), step)
             learner.update(step)
     taken = said.weights + counted.peak
-    assert said.total == pytest.approx(taken, rel=0.15)
+    assert said.tensors == pytest.approx(taken, rel=0.15)
+
+
+@pytest.mark.parametrize("decoder_only", [True, False])
+def test_what_is_said_of_an_autoencoder_is_what_it_takes(alive, decoder_only) -> None:
+    told = VaeTraining(decoder_only=decoder_only, batch_size=2)
+    config = VAEConfig(latent_channels=16, channels=(32, 32, 64), num_res_blocks=1)
+    vae = random_module(lambda: VAE(config), CPU, torch.float32)
+    vae.decoder.requires_grad_(True)
+    vae.encoder.requires_grad_(not decoder_only)
+    parameters = {name: one for name, one in vae.named_parameters() if one.requires_grad}
+    chance = torch.Generator().manual_seed(0)
+
+    def loss(image):
+        return vae_loss(vae, image, told, chance)[0]
+
+    said = memory_of_vae(vae, parameters, (96, 64), told, loss)
+    images = torch.zeros(2, 3, 64, 96)
+    with alive() as counted:
+        learner = Learner(parameters, told)
+        for step in (1, 2):
+            learner.gradients(lambda _: loss(images), step)
+            learner.update(step)
+    assert said.tensors == pytest.approx(said.weights + counted.peak, rel=0.15)
+
+
+def test_a_process_has_more_than_its_tensors_on_a_processor() -> None:
+    """On a card, what its driver and kernels take is not said."""
+    taken = {"weights": 1e9, "training": 2e9, "gradients": 3e9, "activations": 4e9}
+    assert Memory(**taken).total == 7e9
+    assert Memory(**taken, on_cpu=True).total == LOST * 7e9 + KERNELS
+    assert str(Memory(**taken, accumulates=True)) == (
+        "about 10 GB: 1 of weights, 2 of what trains them, 7 of activations and gradients"
+    )
