@@ -102,8 +102,7 @@ def lesson(folder: Path, steps: int) -> None:
         "steps": steps,
         "rank": 16,
         "target": ("blocks",),
-        "learning_rate": 3e-3,
-        "schedule_shift": 1.0,  # a corner is a pixel of a circle's edge: it is drawn where there is less noise
+        "learning_rate": 2e-3,
         "batch_size": 4,
         "caption_dropout": 0.1,
         "buckets": False,

@@ -1,7 +1,6 @@
-"""The third lesson: to read prompts that are written as lists of words, by DiffusionNFT, as its authors train.
+"""The third lesson: to read prompts that are lists of words, by DiffusionNFT, without guidance as its authors.
 
-The model learned sentences. Of "red background, pink star, small, left" it draws the size of every small shape
-wrong. The reward is the likeness to what the painter paints; the judge that measures, tests/judge.py, follows
+The model learned sentences. Of "red background, pink star, small, left" it draws small shapes too large. The reward is the likeness to what the painter paints; the judge that measures, tests/judge.py, follows
 outlines and knows no painter. Scenes that are rewarded are training's, scenes that are measured held out.
 """
 

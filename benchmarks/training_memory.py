@@ -1,7 +1,7 @@
 """What a training run says it will take of memory, beside what it took: runs of the command line.
 
-    python benchmarks/training_memory.py                  the embedded model, and wider ones with random weights
-    python benchmarks/training_memory.py --only tiny      rows with such a word in them
+    python benchmarks/training_memory.py                    the embedded model, and wider random ones
+    python benchmarks/training_memory.py --only tiny LoRA   rows with these words in them
 
 Each row is `sd35 train ... --steps 3` in a process of its own, forked from one that has imported everything,
 whose pictures and captions are in the cache already. Its peak is the most memory of its own (RssAnon: files
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="WORD", help="rows with all of these in them"
+        "--only", nargs="+", default=[], metavar="WORD", help="rows with these in them"
     )
     args = parser.parse_args(argv)
     for name in MODULES:
