@@ -71,9 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="WORD", help="rows with these in them"
-    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="rows with these in them")
     args = parser.parse_args(argv)
     for name in MODULES:
         importlib.import_module(f"sd35.{name}")

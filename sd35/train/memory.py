@@ -95,8 +95,8 @@ def memory_of(
         return (predict or mmdit)(latents, torch.ones(1, device=device), context, pooled)
 
     tokens, batch = width * height / (8 * config.patch_size) ** 2, training.at_once
-    kept = batch * _kept(forward, held, tokens)
-    one = kept / config.depth
+    each = _kept(forward, held, tokens)
+    kept, one = batch * each, training.batch_size * each / config.depth  # networks' calls go back in turn
     if training.checkpoint_blocks:  # the inputs of each block, and all of one
         size = next(mmdit.parameters()).element_size()
         kept = one + batch * config.depth * (tokens + text) * config.dim * size

@@ -49,13 +49,34 @@ def test_a_hexagon_is_told_from_a_circle(lesson, monkeypatch, tmp_path) -> None:
 
 def test_what_is_rewarded_is_what_the_prompt_says(lesson) -> None:
     reward = lesson("reward")
-    scenes = reward.rewarded(8, seed=1)
+    scenes = {reward.listed(scene): scene for scene in reward.scenes(8, seed=1, held_out=False)}
     painted, likeness = draw(list(scenes.values()), seeded(2)), reward.Likeness(scenes)
     assert likeness(painted, list(scenes)).min() > 0.5 > likeness(painted.roll(1, 0), list(scenes)).max()
 
 
+def test_a_list_of_words_claims_what_a_sentence_does(lesson) -> None:
+    reward = lesson("reward")
+    scene = reward.scenes(1, seed=1, held_out=True)[0]
+    shape = scene.shapes[0]
+    assert reward.listed(scene) == (
+        f"{scene.background} background, {shape.colour} {shape.kind}, {shape.size}, {shape.place}"
+    )
+    claim = reward.parse(reward.sentence(scene))
+    (said,) = claim.shapes
+    assert (said.kind, said.colour) == (shape.kind, shape.colour)
+    assert (claim.background or "white") == scene.background
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "chance"), [(0, 0, 1.0), (1, 1, 1.0), (5, 0, 1 / 16), (1, 6, 1 / 8)]
+)
+def test_a_gain_by_chance(lesson, gained, lost, chance) -> None:
+    """Tosses of a coin: five of one side come in 2 of 32 cases, six or seven of seven in 16 of 128."""
+    assert lesson("reward").chance(gained, lost) == chance
+
+
 def test_hexagons_are_taught_both_ways(lesson, results, tmp_path) -> None:
-    lesson("hexagon", TESTED=1, KEPT=1, STEPS=1).lesson(tmp_path, 1)
+    lesson("hexagon", TESTED=1, KEPT=1, CLASS=1, STEPS=1).lesson(tmp_path, 1)
     found = [one for one in results() if "right" in one]
     assert [one["when"] for one in found[::2]] == ["before", "without prior", "with prior"]
     assert found[0]["right"]["hexagons"] == 0
@@ -71,10 +92,11 @@ def test_a_reflow_is_measured_by_the_end_of_the_guided_flow(lesson, results, tmp
 
 
 def test_a_reward_is_measured_on_what_it_did_not_see(lesson, results, tmp_path) -> None:
-    reward = lesson("reward", ONE=1, TWO=1, STEPS=1, DEFAULT=1)
-    assert not reward.rewarded(50, seed=30).keys() & set(reward.held_out_prompts(99, shapes=1, seed=32))
+    reward = lesson("reward", MEASURED=1, STEPS=1, GROUPS=1)
+    seen, unseen = (reward.scenes(50, seed=30, held_out=one) for one in (False, True))
+    assert not set(map(reward.listed, seen)) & set(map(reward.listed, unseen))
     reward.lesson(tmp_path, 1)
-    trained, before, after = results()
+    trained, lists, sentences = results()
     assert trained["rounds"] == 1
-    assert before["right"].keys() == after["right"].keys()
+    assert (lists["prompts"], sentences["prompts"]) == ("lists", "sentences")
     assert (tmp_path / "lora.safetensors").is_file()
