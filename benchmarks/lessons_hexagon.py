@@ -23,7 +23,7 @@ from sd35.train.state import FILE
 from vae.image import to_pil
 
 SHOWN, TESTED, KEPT, CLASS = 20, 16, 24, 48
-"""Pictures that are trained on; prompts of other hexagons; prompts of what shall stay as it is; class pictures."""
+"""Pictures that are trained on; prompts of other hexagons and of what shall stay as it is; class pictures."""
 STEPS, SCALES = 12, (4.5, 1.0)
 """Of the solver and of guidance, for pictures that are judged."""
 SEEN = ("medium", "large")

@@ -1,8 +1,8 @@
 """The third lesson: to read prompts that are lists of words, by DiffusionNFT without guidance.
 
-The model learned sentences. Of "red background, pink star, small, left" it draws small shapes too large. The
-reward is the likeness to what the painter paints; the judge that measures, tests/judge.py, follows outlines and
-knows no painter. Scenes that are rewarded are training's, scenes that are measured are held out.
+The model learned sentences. Of "red background, pink star, small, left" it draws small shapes too large.
+The reward is the likeness to what the painter paints; the judge that measures, tests/judge.py, follows
+outlines and knows no painter. Scenes that are rewarded are training's, scenes that are measured held out.
 """
 
 from collections.abc import Sequence
