@@ -19,6 +19,13 @@ def test_only_the_embedded_model_is_trained_and_only_into_a_named_folder(sd35) -
     assert sd35("train", "tiny")[0] == 2
 
 
+def test_the_embedded_models_training_is_called_by_its_name(sd35, tmp_path) -> None:
+    given = ("train", "tiny", "--output", tmp_path, "--minutes", "1", "--device", "abacus")
+    status, out, err = sd35(*given)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("sd35 train tiny: error: there is no kind of device 'abacus'")
+
+
 def test_a_lora_is_trained_from_the_command_line(sd35, model_folder, tmp_path) -> None:
     from PIL import Image
 

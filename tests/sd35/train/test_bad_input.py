@@ -37,7 +37,7 @@ def folder(pictures, tmp_path):
 
 
 def test_a_picture_that_ends_too_early_is_told_before_the_others_are_encoded(
-    model_folder, folder, settings, tmp_path
+    model_folder, folder, settings, tmp_path, capsys
 ) -> None:
     """Its header says a size all the same."""
     from PIL import Image
@@ -50,7 +50,11 @@ def test_a_picture_that_ends_too_early_is_told_before_the_others_are_encoded(
     with pytest.raises(SettingsError, match=r"1\.jpg is damaged .*: mend or remove it, or skip such"):
         train_lora(model_folder, folder, tmp_path / "run", places=places, **settings)
     assert not list((tmp_path / "cache").glob("latents/*"))
+    places["progress"] = True
     train_lora(model_folder, folder, tmp_path / "run", places=places, **settings, skip_unreadable=True)
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("left out"))
+    assert note.endswith(")")  # without the advice that was followed
+    assert "skip" not in note
     assert len(list((tmp_path / "cache").glob("latents/*"))) == 3
 
 
