@@ -2,8 +2,10 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import sd35
@@ -33,6 +35,12 @@ def test_dreambooth_draws_its_class_pictures_once(model_folder, pictures, cache,
     drawn = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "class").iterdir()}
     assert set(drawn) == {f"0000{n}.{suffix}" for n in range(3) for suffix in ("png", "txt")}
     assert (tmp_path / "class" / "00001.txt").read_text() == "a star"
+    pipe, kept = sd35.load(model_folder), np.asarray(Image.open(tmp_path / "class" / "00001.png"), int)
+    plain, guided = (
+        np.asarray(pipe.generate("a star", seed=1, steps=28, guidance_scale=scale).images[0], int)
+        for scale in (1.0, 4.5)
+    )
+    assert abs(kept - plain).max() <= 1 < abs(kept - guided).max()  # without guidance
     again = sd35.train_dreambooth(model_folder, pictures, tmp_path / "again", **run, **FEW, **more)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "class").iterdir()} == drawn
     assert first.read_bytes() == again.read_bytes()
