@@ -33,7 +33,7 @@ from sd35.bench.parts import VARIANTS, random_module
 from sd35.cli.entry import main as sd35
 
 BATCH = 2
-WIDTHS = {512: 4, 1024: 2}
+WIDTHS = {512: 4}
 """Channels of the wider models, and their blocks."""
 MODULES = ("cli.train", "train.full", "train.lora", "train.dreambooth", "train.controlnet", "train.vae")
 SAID = "about"
