@@ -55,11 +55,11 @@ def test_what_is_rewarded_is_what_the_prompt_says(lesson) -> None:
 
 
 def test_hexagons_are_taught_both_ways(lesson, results, tmp_path) -> None:
-    lesson("hexagon", TESTED=1, KEPT=1, STEPS=1).lesson(tmp_path, 1)
+    lesson("hexagon", SHOWN=4, TESTED=1, KEPT=1, STEPS=1).lesson(tmp_path, 1)
     found = [one for one in results() if "right" in one]
     assert [one["when"] for one in found[::2]] == ["before", "without prior", "with prior"]
     assert found[0]["right"]["hexagons"] == 0
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 20
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4
     assert (tmp_path / "with" / "class" / "00000.png").is_file()
 
 

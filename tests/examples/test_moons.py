@@ -19,7 +19,9 @@ def moons():
     return module
 
 
-def test_it_runs_and_draws(moons, tmp_path, capsys):
+def test_it_runs_and_draws(moons, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(moons, "FULL", moons.flow.sigmas(25, schedule_shift=1.0, preset="linear"))
+    monkeypatch.setattr(moons.reflowed, "__defaults__", (2000, 512))  # pairs, and a batch of them
     moons.main(["--steps", "60", "--points", "200", "--size", "48", "-o", str(tmp_path / "flows.png")])
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("  ")[0]: line.split()[1:] for line in lines if line}

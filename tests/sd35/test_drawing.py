@@ -30,7 +30,7 @@ PAIRS = [
 
 
 def test_pictures_show_what_their_prompts_say(tiny, judge) -> None:
-    images = tiny.generate(PAIRS, batch_size=8).images
+    images = tiny.generate(PAIRS, steps=10, batch_size=8).images
     faults = [
         judge.disagreements(judge.read(np.asarray(image)), parse(prompt))
         for image, prompt in zip(images, PAIRS, strict=True)
@@ -43,8 +43,8 @@ PLACES = [f"a large red {what} on a white background" for what in ("circle at th
 
 def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
     wanted = [prompt.replace("red", "blue") for prompt in PLACES]
-    drawn = tiny.generate(PLACES, steps=14, batch_size=len(PLACES))
-    edited = tiny.edit(drawn.state(), wanted, accuracy=1e-2)
+    drawn = tiny.generate(PLACES, steps=8, batch_size=len(PLACES))
+    edited = tiny.edit(drawn.state(), wanted, accuracy=0.1)
     before, after = ([judge.read(np.asarray(image)) for image in one.images] for one in (drawn, edited))
     for was, now, prompt in zip(before, after, wanted, strict=True):
         assert not judge.disagreements(now, parse(prompt))

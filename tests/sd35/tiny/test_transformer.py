@@ -128,7 +128,7 @@ def test_a_batch_is_of_the_bank_and_can_be_learnt(folder: Path, latents: Latents
     assert (batch.sigma[:2] >= 0.95).all()
     trainer = Trainer(painter, Plan(learning_rate=2e-3, warmup=0.1, ema=0.5), is_hidden)
     losses = []
-    for step in range(8):
+    for step in range(5):
         loss = loss_of(trainer.worker, batch).mean()
         loss.backward()
         trainer.step(0.2 + step / 20)
