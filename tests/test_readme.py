@@ -92,9 +92,9 @@ def pieces_of(text: str) -> list[Piece]:
 
 
 FEW, MARKED, TRIALS, FINE = 3, 6, 4, 16
-"""Steps at the most, and where a mark in the noise is to be found; trials of the exact inverse in each; levels
-of the table that a calibration is held to. That it runs is tested here; what is drawn in all steps, and how near
-an inverse comes, is in other tests."""
+"""Steps at the most, and where a mark in the noise is to be found; trials of the exact inverse in each;
+levels of the table that a calibration is held to. That it runs is tested here; what is drawn in all steps,
+and how near an inverse comes, is in other tests."""
 
 
 @pytest.fixture
@@ -164,7 +164,8 @@ def test_what_a_document_shows_works(document, run):
     run(pieces, document.name)
 
 
-def test_a_command_of_the_readme_works_in_a_shell(run):
+@pytest.mark.usefixtures("run")
+def test_a_command_of_the_readme_works_in_a_shell():
     pieces = pieces_of((ROOT / "README.md").read_text(encoding="utf-8"))
     assert pieces[-1].source.startswith("sd35 verify")
     assert in_a_shell(f"{pieces[-1].source} > shown.txt") == 0

@@ -33,7 +33,7 @@ def results(capsys):
     return lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_hexagon_is_told_from_a_circle(lesson, monkeypatch, tmp_path) -> None:
+def test_a_hexagon_is_told_from_a_circle(lesson, monkeypatch) -> None:
     hexagons = lesson("hexagon")
     shown = hexagons.scenes(6, seed=1)
     assert hexagons.scenes(6, seed=1, but=shown[:1])[0] not in shown[:1]

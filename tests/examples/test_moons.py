@@ -1,22 +1,14 @@
 """The two-dimensional example trains, compares and draws; with few steps of training it still does each."""
 
-import importlib.util
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "moons.py"
-
 
 @pytest.fixture(scope="module")
-def moons():
-    spec = importlib.util.spec_from_file_location("moons", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def moons(script) -> ModuleType:
+    return script("examples/moons.py")
 
 
 def test_it_runs_and_draws(moons, tmp_path, capsys, monkeypatch):

@@ -14,7 +14,7 @@ from sd35 import SettingsError, load
 
 @pytest.fixture(scope="module")
 def compiled(model_folder) -> Iterator[sd35.Pipeline]:
-    """Without a compiler: graphs are traced, guarded and run as they are. Once, since tracing takes seconds."""
+    """Without a compiler: graphs are traced, guarded and run as they are; once, for all tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         torch.compiler.reset()

@@ -23,16 +23,9 @@ from sd35.tiny.transformer import (
     loss_of,
     padded_ids,
 )
-from sd35.tiny.vocabulary import Tokenizers, write_tokenizers
+from sd35.tiny.vocabulary import Tokenizers
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    write_tokenizers(folder)
-    return folder
 
 
 @pytest.fixture

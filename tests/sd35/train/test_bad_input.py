@@ -29,11 +29,6 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.fixture
-def folder(pictures, tmp_path):
-    return shutil.copytree(pictures, tmp_path / "own")
-
-
 def test_a_picture_that_ends_too_early_is_told_before_the_others_are_encoded(
     model_folder, folder, settings, tmp_path
 ) -> None:
@@ -61,7 +56,7 @@ def test_a_caption_in_json_without_a_picture_is_refused(folder) -> None:
 
 
 def test_a_disk_that_fills_up_leaves_the_last_save(
-    trained, model_folder, pictures, settings, cache, tmp_path, capsys
+    trained, model_folder, pictures, cache, tmp_path, capsys
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     before = {name: (run / name).read_bytes() for name in ("state.safetensors", "lora.safetensors")}
@@ -102,17 +97,9 @@ def test_a_row_of_the_log_that_was_cut_off_is_taken_again(tmp_path) -> None:
 
 
 def test_a_loss_that_runs_away_ends_the_run_and_keeps_the_save_before(
-    model_folder, pictures, settings, cache, tmp_path, monkeypatch
+    model_folder, pictures, settings, cache, tmp_path, spoil
 ) -> None:
-    from sd35.train import lora
-
-    real, calls = lora.velocity_loss, []
-
-    def worse(*args, **options):
-        calls.append(None)
-        return real(*args, **options) * (1e5 if len(calls) > 4 else 1)
-
-    monkeypatch.setattr(lora, "velocity_loss", worse)
+    spoil(lambda step: 1e5 if step > 4 else 1)
     with pytest.raises(DivergedError, match=r"in step 7, after .*, and the last save, of step 4, is in"):
         train_lora(
             model_folder,

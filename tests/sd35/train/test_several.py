@@ -1,7 +1,6 @@
 """Two and four processes learn and draw what one does; `several.py` is what they run."""
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,8 +14,6 @@ from torch import Tensor
 
 import sd35
 
-SCRIPT = Path(__file__).with_name("several.py")
-
 
 def launch(*command: object) -> subprocess.CompletedProcess:
     """Start a process, or several by torchrun."""
@@ -27,12 +24,9 @@ def launch(*command: object) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def alone() -> ModuleType:
+def alone(script) -> ModuleType:
     """several.py, in this process."""
-    spec = importlib.util.spec_from_file_location("several", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("tests/sd35/train/several.py")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +36,7 @@ def folder(model_folder, pictures, tmp_path_factory, alone) -> Path:
     count = int(os.environ.get("SD35_PROCESSES", "2"))
     groups = [f"{count},many,train,sample", "2,two,go_on"] if count != 2 else ["2,two,train,sample,go_on"]
     alone.train(*given, "one")
-    ended = launch(SCRIPT, *given, "4,four,cut", *groups)
+    ended = launch(alone.__file__, *given, "4,four,cut", *groups)
     assert ended.returncode == 0, ended.stderr
     alone.go_on(*given, "one")
     return given[-1]
