@@ -39,16 +39,11 @@ def test_pictures_show_what_their_prompts_say(tiny, judge) -> None:
 
 
 PLACES = [f"a large red {what} on a white background" for what in ("circle at the top", "square on the left")]
-INVERTIBLE = {
-    "schedule": "tailed",
-    "guidance": {"interval": (0.7, 1.0), "rule": "apg", "apg_parallel": 1.0, "apg_norm": 5.0},
-}
-"""Guided at high noise alone, and limited: see docs/inversion.md."""
 
 
 def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
     wanted = [prompt.replace("red", "blue") for prompt in PLACES]
-    drawn = tiny.generate(PLACES, steps=10, batch_size=len(PLACES), **INVERTIBLE)
+    drawn = tiny.generate(PLACES, steps=10, batch_size=len(PLACES))
     edited = tiny.edit(drawn.state(), wanted, accuracy=1e-2)
     for was, now, prompt in zip(drawn.images, edited.images, wanted, strict=True):
         before, after = np.asarray(was), np.asarray(now)
@@ -56,7 +51,12 @@ def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
         (here,), (there,) = judge.read(before).shapes, judge.read(after).shapes
         assert np.hypot(here.x - there.x, here.y - there.y) < 0.02, prompt
         ground = np.linalg.norm(before - 255.0, axis=-1) < 30
-        # Even the grain, of 0 to 255: it moves by 0.5, and by 3.5 where the noise is not that of the picture.
+        # Even the grain, of 0 to 255: it moves by 0.4, and by 3.5 where the noise is not that of the picture.
+        print(
+            "MOVED",
+            np.hypot(here.x - there.x, here.y - there.y),
+            np.abs(before[ground] - after[ground].astype(float)).mean(),
+        )
         assert np.abs(before[ground] - after[ground].astype(float)).mean() < 1, prompt
 
 
