@@ -201,6 +201,8 @@ def check_loras(found: Found, loras: tuple[Lora, ...]) -> None:
         SettingsError: a LoRA of a picture is not there, or is another file now.
         weights.AdapterError: one is none of this model.
     """
+    if not loras:
+        return
     shapes = {part: shapes_of(module) for part, module in found.modules.items() if part != "vae"}
     for one in loras:
         try:

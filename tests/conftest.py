@@ -1,5 +1,6 @@
 """What every test may ask for."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -20,7 +21,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # Here and in child processes: with models this small, more threads wait for one another and burn time.
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "reference"
+
+def pytest_collection_finish() -> None:
+    """Seek garbage seldom, and not in what is imported, which stays: seeking it took a tenth of the time."""
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "reference"
 
 
 @pytest.fixture(scope="session")
@@ -31,40 +40,61 @@ def shared_reference() -> Path:
     return SHARED
 
 
-def module_beside(name: str) -> ModuleType:
-    """A module of this folder by its path: `tests` is no package, and an installed one may bear its name."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
+def module_at(place: str) -> ModuleType:
+    """A module by its place in the project: neither `tests` nor `examples` is a package.
+
+    An installed one may bear its name.
+    """
+    path = ROOT / place
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """script("examples/moons.py"): the module, not run."""
+    return module_at
+
+
+@pytest.fixture(scope="session")
 def judge() -> ModuleType:
     """tests/judge.py."""
-    return module_beside("judge")
+    return module_at("tests/judge.py")
 
 
 @pytest.fixture(scope="session")
 def malformed() -> dict[str, NDArray[np.uint8]]:
     """The pictures of tests/malformed.py, by name."""
-    return module_beside("malformed").pictures()
+    return module_at("tests/malformed.py").pictures()
+
+
+@pytest.fixture(scope="session")
+def lies() -> Callable:
+    """lies(scene): the scene with one thing changed; see tests/lies.py."""
+    return module_at("tests/lies.py").lies
+
+
+@pytest.fixture(scope="session")
+def in_eight_bits() -> Callable:
+    """Put layers of tests/eight_bits.py in the places of a module's linear ones."""
+    return module_at("tests/eight_bits.py").in_eight_bits
 
 
 @pytest.fixture(scope="session")
 def joint_controlnet() -> ModuleType:
     """tests/joint_controlnet.py."""
-    return module_beside("joint_controlnet")
+    return module_at("tests/joint_controlnet.py")
 
 
 @pytest.fixture(scope="session")
 def other_processor() -> Callable:
     """`with other_processor(seed)`: compute as another processor might; see tests/processor.py."""
-    return module_beside("processor").other_processor
+    return module_at("tests/processor.py").other_processor
 
 
 @pytest.fixture(scope="session")

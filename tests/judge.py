@@ -5,9 +5,6 @@ background's colour, parts of one piece that differ in colour are separated, and
 told from its outline: how many times the radius swells in one turn around the centroid (three times
 for a triangle, four for a square or a cross, five for a star), whether there is a hole, and how much
 of the bounding box is filled. What fits no description is read as "unclear" and agrees with nothing.
-
-    from tests.judge import agrees, disagreements, read
-    agrees(read(image), parse("a red circle above a blue star"))
 """
 
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ still has one sine; and what is summed is summed in another order.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,6 +46,10 @@ ATTENTION = frozenset({aten._scaled_dot_product_flash_attention_for_cpu})
 """Where it is not used, attention comes as its products and softmax."""
 
 
+INTEGERS = {torch.float32: (torch.int32, 0x2C1B3C6D), torch.float64: (torch.int64, 0x9E3779B97F4A7C1)}
+"""What the bits of a number are read as, and an odd number to hash them by."""
+
+
 class OtherProcessor(TorchDispatchMode):
     """A `with` block inside which torch computes as another processor might."""
 
@@ -52,50 +57,48 @@ class OtherProcessor(TorchDispatchMode):
         super().__init__()
         self.seed = seed
         self.moved: set[str] = set()  # the functions that were met
+        self.orders: dict[tuple[int, torch.device], Tensor] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         operator = func.overloadpacket
-        name = operator.__name__
-        if name.endswith("_") and not name.startswith("_"):  # in place
-            output = func(*args, **kwargs)
-            if getattr(aten, name[:-1], None) in FUNCTIONS:
-                self.moved.add(name)
-                args[0].copy_(self.neighbour(args[0]))
-            return output
-        if operator in ATTENTION:
-            self.moved.add(name)
+        kind = kind_of(operator) if kwargs.get("out") is None else None
+        if kind is not None:
+            self.moved.add(operator.__name__)
+        if kind == "attention":
             args, kwargs = attention(self, *args, **kwargs)
-            return func(*args, **kwargs)
-        if operator in REORDERED:
-            self.moved.add(name)
-            return func(*REORDERED[operator](self, *args), **kwargs)
+        elif kind == "sum":
+            args = REORDERED[operator](self, *args)
         output = func(*args, **kwargs)
-        if operator not in FUNCTIONS or kwargs.get("out") is not None:
+        if kind == "in place":
+            args[0].copy_(self.neighbour(args[0]))
+        if kind != "function":
             return output
-        self.moved.add(name)
         if isinstance(output, Tensor):
             return self.neighbour(output)
         return (self.neighbour(output[0]), *output[1:])
 
     def neighbour(self, y: Tensor) -> Tensor:
-        """Each number, or the next one above or below it, by a hash of its bits."""
-        if y.dtype not in (torch.float32, torch.float64):
+        """Each number, or the next one nearer to zero or farther from it, by a hash of its bits."""
+        if y.dtype not in INTEGERS:
             return y
-        bits = y.contiguous().view(torch.int32 if y.dtype == torch.float32 else torch.int64)
-        mixed = (bits.long() * 0x9E3779B97F4A7C1 + self.seed * 0x2545F491).bitwise_right_shift(29)
-        towards = (mixed % 3 - 1).to(y.dtype) * torch.inf  # -inf, nan, inf
-        moved = torch.where(towards.isnan(), y, y.nextafter(towards))
+        integers, odd = INTEGERS[y.dtype]
+        bits = y.contiguous().view(integers)
+        units = bits.mul(odd).add_(self.seed * 0x2545F491).bitwise_right_shift_(8 * y.itemsize - 3)
+        units.sub_(units.bitwise_right_shift(3)).clamp_(-1, 1)  # of -4 ... 3: three, two and three
         # Zero, one and infinity are exact everywhere: exp(-inf) = 0, cos(0) = 1.
-        exact = (y == 0) | (y.abs() == 1) | ~y.isfinite()
-        return torch.where(exact, y, moved)
+        size = y.abs()
+        units *= (size > 0) & (size != 1) & (size < torch.inf)
+        return units.add_(bits).view(y.dtype)
 
     def order(self, length: int, device: torch.device) -> Tensor:
         """A permutation of so many summands, the same at each call."""
-        generator = torch.Generator().manual_seed(self.seed + length)
-        return torch.randperm(length, generator=generator).to(device)
+        if (length, device) not in self.orders:
+            generator = torch.Generator().manual_seed(self.seed + length)
+            self.orders[length, device] = torch.randperm(length, generator=generator).to(device)
+        return self.orders[length, device]
 
 
 def matrix_product(mode: OtherProcessor, a: Tensor, b: Tensor, *rest: Any) -> tuple[Any, ...]:
@@ -145,6 +148,16 @@ REORDERED: dict[Any, Callable[..., tuple[Any, ...]]] = {
     aten.convolution: convolution,
     aten.mkldnn_convolution: convolution,
 }
+
+
+@cache
+def kind_of(operator: Any) -> str | None:
+    """In what way another processor computes an operator otherwise, if at all."""
+    name = operator.__name__
+    if name.endswith("_") and not name.startswith("_"):
+        return "in place" if getattr(aten, name[:-1], None) in FUNCTIONS else None
+    kinds = {"attention": ATTENTION, "sum": REORDERED, "function": FUNCTIONS}
+    return next((kind for kind, operators in kinds.items() if operator in operators), None)
 
 
 @contextmanager

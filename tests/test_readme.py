@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import flow.inverse.exact
 from sd35.cli import main
 from sd35.settings import Settings
 
@@ -90,8 +91,10 @@ def pieces_of(text: str) -> list[Piece]:
     return [piece for piece in pieces if runs_here(piece)]
 
 
-FEW = 6
-"""Steps at the most. That it runs is tested here; what is drawn in all steps is in other tests."""
+FEW, MARKED, TRIALS, FINE = 3, 6, 4, 16
+"""Steps at the most, and where a mark in the noise is to be found; trials of the exact inverse in each;
+levels of the table that a calibration is held to. That it runs is tested here; what is drawn in all steps,
+and how near an inverse comes, is in other tests."""
 
 
 @pytest.fixture
@@ -104,18 +107,22 @@ def run(tmp_path, monkeypatch) -> Callable[[list[Piece], str], None]:
     monkeypatch.chdir(work)
     monkeypatch.setattr(Image.Image, "show", lambda *args, **kwargs: None)  # a test opens no window
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    check = Settings.__post_init__
+    few, check = FEW, Settings.__post_init__
 
     def checked(settings: Settings) -> None:
         if isinstance(settings.schedule, str):
-            object.__setattr__(settings, "steps", min(settings.steps, FEW))
+            object.__setattr__(settings, "steps", min(settings.steps, few))
         check(settings)
 
     monkeypatch.setattr(Settings, "__post_init__", checked)
+    monkeypatch.setitem(flow.inverse.exact.exact.__kwdefaults__, "max_evaluations", TRIALS)
+    monkeypatch.setattr("sd35.tasks.calibrate.FINE", FINE)
 
     def run(pieces: list[Piece], name: str) -> None:
+        nonlocal few
         namespace = {"__name__": "__main__"}
         for piece in pieces:
+            few = MARKED if "watermark" in piece.source else FEW
             if piece.language == "python":
                 source = "\n" * (piece.line - 1) + re.sub(r"\bsigmas\(\d+\)", f"sigmas({FEW})", piece.source)
                 exec(compile(source, name, "exec"), namespace)
@@ -157,7 +164,8 @@ def test_what_a_document_shows_works(document, run):
     run(pieces, document.name)
 
 
-def test_a_command_of_the_readme_works_in_a_shell(run):
+@pytest.mark.usefixtures("run")
+def test_a_command_of_the_readme_works_in_a_shell():
     pieces = pieces_of((ROOT / "README.md").read_text(encoding="utf-8"))
     assert pieces[-1].source.startswith("sd35 verify")
     assert in_a_shell(f"{pieces[-1].source} > shown.txt") == 0
@@ -229,5 +237,10 @@ def test_a_failure_is_told_with_its_line(run):
 
 
 def test_no_more_steps_are_taken_than_it_needs(run):
-    shown = "import sd35, flow; assert len(flow.sigmas(28)) == len(sd35.Settings(prompts='a').sigmas) == 7"
+    shown = f"""
+import torch, flow, sd35
+assert len(flow.sigmas(28)) == len(sd35.Settings(prompts='a').sigmas) == {FEW + 1}
+found = flow.inversion(lambda x, sigma: 9 * x**3, torch.ones(1, 2), flow.sigmas(28), accuracy=1e-6)
+assert max(step.evaluations for step in found.report.steps) == {TRIALS}
+"""
     run([Piece("python", shown, 1)], "sample")

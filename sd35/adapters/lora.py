@@ -12,6 +12,7 @@ from torch import nn
 from mmdit import MMDiT, forget_graphs
 from textenc import CLIP, T5
 from weights.adapters import read_adapter
+from weights.load_into import Uninitialised
 
 from ..errors import SettingsError
 from ..loras import Lora
@@ -192,7 +193,7 @@ def _known(target: Any) -> str:
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Official key to shape, whatever stands in the layers' places."""
     config = cast(Any, module).config
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         fresh = cast(Any, type(module))(config)
     return {key: tuple(tensor.shape) for key, tensor in fresh.state_dict().items()}
 

@@ -33,7 +33,7 @@ def results(capsys):
     return lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_hexagon_is_told_from_a_circle(lesson, monkeypatch, tmp_path) -> None:
+def test_a_hexagon_is_told_from_a_circle(lesson, monkeypatch) -> None:
     hexagons = lesson("hexagon")
     shown = hexagons.scenes(6, seed=1)
     assert hexagons.scenes(6, seed=1, but=shown[:1])[0] not in shown[:1]
@@ -76,11 +76,11 @@ def test_a_gain_by_chance(lesson, gained, lost, chance) -> None:
 
 
 def test_hexagons_are_taught_both_ways(lesson, results, tmp_path) -> None:
-    lesson("hexagon", TESTED=1, KEPT=1, CLASS=1, STEPS=1).lesson(tmp_path, 1)
+    lesson("hexagon", SHOWN=4, TESTED=1, KEPT=1, CLASS=1, STEPS=1).lesson(tmp_path, 1)
     found = [one for one in results() if "right" in one]
     assert [one["when"] for one in found[::2]] == ["before", "without prior", "with prior"]
     assert found[0]["right"]["hexagons"] == 0
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 20
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4
     assert (tmp_path / "with" / "class" / "00000.png").is_file()
 
 

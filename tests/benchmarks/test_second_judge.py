@@ -1,8 +1,6 @@
 """Whether the second judge of the embedded model's pictures can be believed: it must also say no."""
 
 import importlib
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 from sd35.tiny.painting import draw
-from sd35.tiny.scenes import BACKGROUNDS, COLOURS, KINDS, PLACES, SIZES, Scene, random_scene
+from sd35.tiny.scenes import COLOURS, KINDS, random_scene
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -22,23 +20,10 @@ def second(monkeypatch) -> ModuleType:
     return importlib.import_module("second_judge")
 
 
-def lies(scene: Scene) -> Iterator[Scene]:
-    """The scene with one thing changed."""
-    shape, others = scene.shapes[0], scene.shapes[1:]
-    for attribute, values in {"kind": KINDS, "colour": COLOURS, "size": SIZES, "place": PLACES}.items():
-        for value in values:
-            if value != getattr(shape, attribute):
-                yield replace(scene, shapes=(replace(shape, **{attribute: value}), *others))
-    yield from (replace(scene, background=other) for other in BACKGROUNDS if other != scene.background)
-    if scene.relation is not None:
-        yield replace(scene, relation="above" if scene.relation != "above" else "below")
-    yield replace(scene, shapes=(*scene.shapes, shape))
-    yield replace(scene, shapes=others)
-
-
-def test_it_reads_what_was_drawn_and_believes_nothing_else(second):
+def test_it_reads_what_was_drawn_and_believes_nothing_else(second, lies):
     generator = torch.Generator().manual_seed(0)
-    scenes = [random_scene(generator) for _ in range(40)]
+    scenes = [random_scene(generator) for _ in range(24)]
+    assert {shape.kind for scene in scenes for shape in scene.shapes} == {*KINDS}
     images = ((draw(scenes, generator) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     for scene, image in zip(scenes, images.permute(0, 2, 3, 1).numpy(), strict=True):
         seen = second.see(image)
@@ -47,7 +32,7 @@ def test_it_reads_what_was_drawn_and_believes_nothing_else(second):
             assert second.faults_of_seen(*seen, lie), (scene, lie)
 
 
-def test_a_picture_is_held_against_what_was_wanted(second):
+def test_a_picture_is_held_against_what_was_wanted(second, lies):
     scene = random_scene(generator := torch.Generator().manual_seed(1))
     (image,) = ((draw([scene], generator) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     image = image.movedim(0, -1).numpy()

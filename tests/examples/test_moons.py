@@ -1,25 +1,19 @@
 """The two-dimensional example trains, compares and draws; with few steps of training it still does each."""
 
-import importlib.util
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "moons.py"
-
 
 @pytest.fixture(scope="module")
-def moons():
-    spec = importlib.util.spec_from_file_location("moons", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def moons(script) -> ModuleType:
+    return script("examples/moons.py")
 
 
-def test_it_runs_and_draws(moons, tmp_path, capsys):
+def test_it_runs_and_draws(moons, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(moons, "FULL", moons.flow.sigmas(25, schedule_shift=1.0, preset="linear"))
+    monkeypatch.setattr(moons.reflowed, "__defaults__", (2000, 512))  # pairs, and a batch of them
     moons.main(["--steps", "60", "--points", "200", "--size", "48", "-o", str(tmp_path / "flows.png")])
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("  ")[0]: line.split()[1:] for line in lines if line}

@@ -1,23 +1,14 @@
 """Patching both paths of the text leaves nothing of the second prompt."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
 from weights.source import TINY
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "patching.py"
-
 
 @pytest.mark.skipif(not list(TINY.glob("*.safetensors")), reason="the embedded model's weights are not here")
-def test_both_paths_together_draw_the_first_picture_again(tmp_path, capsys) -> None:
-    spec = importlib.util.spec_from_file_location("patching", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_both_paths_together_draw_the_first_picture_again(script, tmp_path, capsys) -> None:
+    module = script("examples/patching.py")
     module.main(["--steps", "4", "-o", str(tmp_path / "row.png")])
 
     lines = capsys.readouterr().out.splitlines()

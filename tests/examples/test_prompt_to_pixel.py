@@ -1,7 +1,6 @@
 """The example that shows the whole draws what the pipeline draws, with nothing but the parts."""
 
 import ast
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,10 @@ PROMPT = "a red circle on a white background"
 
 
 @pytest.mark.skipif(not list(TINY.glob("*.safetensors")), reason="the embedded model's weights are not here")
-def test_it_draws_the_picture_of_the_pipeline_to_the_last_bit(tmp_path, capsys) -> None:
+def test_it_draws_the_picture_of_the_pipeline_to_the_last_bit(script, tmp_path, capsys) -> None:
     import sd35
 
-    spec = importlib.util.spec_from_file_location("prompt_to_pixel", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script(f"examples/{EXAMPLE.name}")
     result = sd35.load("tiny").generate(PROMPT, seed=3, steps=4, guidance_scale=2.5)
     assert torch.equal(module.draw(PROMPT, "tiny", seed=3, steps=4, guidance_scale=2.5), result.image)
     path = tmp_path / "circle.png"

@@ -1,8 +1,6 @@
 """The example counts pictures with marks, found where they are and where they are not."""
 
-import importlib.util
 from itertools import product
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,14 +9,8 @@ from weights.source import TINY
 
 
 @pytest.fixture(scope="module")
-def watermark() -> ModuleType:
-    path = Path(__file__).parents[2] / "examples" / "watermark.py"
-    spec = importlib.util.spec_from_file_location("watermark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def watermark(script) -> ModuleType:
+    return script("examples/watermark.py")
 
 
 @pytest.mark.skipif(not list(TINY.glob("*.safetensors")), reason="the embedded model's weights are not here")

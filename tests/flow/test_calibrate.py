@@ -71,7 +71,7 @@ def test_the_programme_finds_the_best_of_all_tables_of_two_steps(toy, noise_for)
     )
 
 
-def test_levels_are_dense_where_the_velocity_turns(noise_for):
+def test_levels_are_dense_where_the_velocity_turns():
     fine = sigmas(100, 1.0, "linear")
     still, turning = torch.zeros(1, 1), torch.cumsum(torch.ones(100), 0)
     velocities = [still + turning[k] * (k >= 80) * 10 + k for k in range(100)]  # fast below σ = 0.2

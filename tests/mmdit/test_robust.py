@@ -4,33 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from mmdit import ControlNet, ControlNetConfig
-
-
-class Int8Linear(nn.Module):
-    """A linear layer in 8 bits, without a `weight`: what a user's own quantiser may put in its place."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.float()
-        scale = weight.abs().amax(dim=1, keepdim=True) / 127
-        self.register_buffer("packed", (weight / scale).round().to(torch.int8))
-        self.register_buffer("scale", scale.to(linear.weight.dtype))
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.packed.to(x.dtype) * self.scale.to(x.dtype), self.bias)
-
-
-def quantise(model: nn.Module) -> nn.Module:
-    """Every linear layer replaced."""
-    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for path in linears:
-        model.set_submodule(path, Int8Linear(model.get_submodule(path)))  # pyright: ignore[reportArgumentType]
-    return model
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float64], ids=str)
@@ -46,17 +21,17 @@ def control(drawn) -> ControlNet:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_quantised_layers(dtype, build, control, inputs):
+def test_quantised_layers(dtype, build, control, inputs, in_eight_bits):
     model = build(dtype=dtype)
     expected = model(**inputs)
     net = control.to(dtype)
     given = inputs["latents"], inputs["sigma"], inputs["pooled"], inputs["latents"]
     residuals = net(model, *given)
-    quantise(model)
+    in_eight_bits(model)
     velocity = model(**inputs)
     assert model.dtype == dtype
     assert 0 < (velocity - expected).abs().max() < 0.1 * expected.abs().max()
-    quantise(net)
+    in_eight_bits(net)
     for actual, before in zip(net(model, *given), residuals, strict=True):
         assert actual.dtype == dtype
         assert (actual - before).abs().max() < 0.1 * before.abs().max()

@@ -137,11 +137,19 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(autouse=True, params=[0, 1], ids=["here", "elsewhere"])
-def _one_thread_and_no_grad(request: pytest.FixtureRequest, other_processor: Callable) -> Iterator[None]:
-    """Sums in one order on every machine, and no graph; on this processor, and as on another."""
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, params=[0, 1], ids=["here", "elsewhere"])
+def _one_thread_and_no_grad(
+    request: pytest.FixtureRequest, one_thread: None, other_processor: Callable
+) -> Iterator[None]:
+    """No graph; on this processor, and as on another."""
     with torch.no_grad(), other_processor(request.param) if request.param else nullcontext():
         yield
-    torch.set_num_threads(threads)

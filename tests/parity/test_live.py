@@ -3,21 +3,15 @@
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_no_grad() -> Iterator[None]:
+def _one_thread_and_no_grad(one_thread: None) -> None:
     """On this processor alone: both implementations run on the same, and round alike."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

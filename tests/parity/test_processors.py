@@ -69,13 +69,13 @@ def test_another_processor_is_another_and_always_the_same(other_processor) -> No
     x = torch.linspace(-3, 3, 1001)
     a, b = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
     with other_processor(1) as mode:
-        sines, again, product = x.sin(), x.clone().sin(), a @ b
+        sines, again, product = x.sin(), x[300:].sin(), a @ b
         rows = torch.nn.functional.layer_norm(a, (64,))
         assert torch.equal(torch.ones(3).exp_().log_().neg(), torch.ones(3).exp().log().neg())
     assert {"sin", "mm", "native_layer_norm", "exp_"} <= mode.moved
-    assert torch.equal(sines, again)
+    assert torch.equal(sines[300:], again)
     moved = (sines != x.sin()).float().mean()
-    assert 0.5 < moved < 0.8  # two of three
+    assert 0.5 < moved < 0.8  # three of four
     above, below = x.sin().nextafter(torch.tensor(2.0)), x.sin().nextafter(torch.tensor(-2.0))
     assert ((sines == x.sin()) | (sines == above) | (sines == below)).all()
     assert not torch.equal(product, a @ b)

@@ -4,7 +4,7 @@ In float64 the order of sums is 1e-16, so that a difference of 1e-12 would be on
 of the two lies some 7e-7 from that, and AdamW widens it to 1.6e-6 in three steps.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,8 @@ ADDED = {"qkv": ("add_q_proj", "add_k_proj", "add_v_proj"), "proj": ("to_add_out
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_no_grad() -> Iterator[None]:
+def _one_thread_and_no_grad(one_thread: None) -> None:
     """With gradients, and on this processor alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

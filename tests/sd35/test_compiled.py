@@ -1,6 +1,7 @@
 """A compiled model draws what it drew, and follows what is put into it."""
 
 import copy
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -11,18 +12,20 @@ import sd35
 from sd35 import SettingsError, load
 
 
-@pytest.fixture
-def compiling(monkeypatch):
-    """torch.compile without a compiler: graphs are traced, guarded and run as they are."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    torch.compiler.reset()
+@pytest.fixture(scope="module")
+def compiled(model_folder) -> Iterator[sd35.Pipeline]:
+    """Without a compiler: graphs are traced, guarded and run as they are; once, for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        torch.compiler.reset()
+        yield load(model_folder, compile=True)
 
 
 def test_a_compiled_model_draws_the_picture_and_follows_what_is_changed(
-    compiling, model_folder, tmp_path, pipe
+    compiled, model_folder, tmp_path
 ) -> None:
     options = {"steps": 2, "seed": 1}
-    compiled, eager = load(model_folder, compile=True), load(model_folder)
+    eager = load(model_folder)
     assert "compiled by block" in compiled.notes[0]
     expected = eager.generate("a", **options)
     drawn = compiled.generate("a", **options)
@@ -44,8 +47,7 @@ def test_a_compiled_model_draws_the_picture_and_follows_what_is_changed(
     assert torch.equal(compiled.generate("a", **options).image, drawn.image)
 
 
-def test_parts_of_a_compiled_block_are_seen_while_they_are_watched(compiling, model_folder) -> None:
-    compiled = load(model_folder, compile=True)
+def test_parts_of_a_compiled_block_are_seen_while_they_are_watched(compiled) -> None:
     compiled.generate("a", steps=1)
     with sd35.attention_maps(compiled.mmdit) as maps:
         compiled.generate("a", steps=1)

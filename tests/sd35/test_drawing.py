@@ -30,7 +30,7 @@ PAIRS = [
 
 
 def test_pictures_show_what_their_prompts_say(tiny, judge) -> None:
-    images = tiny.generate(PAIRS, batch_size=8).images
+    images = tiny.generate(PAIRS, steps=10, batch_size=8).images
     faults = [
         judge.disagreements(judge.read(np.asarray(image)), parse(prompt))
         for image, prompt in zip(images, PAIRS, strict=True)
@@ -43,13 +43,21 @@ PLACES = [f"a large red {what} on a white background" for what in ("circle at th
 
 def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
     wanted = [prompt.replace("red", "blue") for prompt in PLACES]
-    drawn = tiny.generate(PLACES, steps=14, batch_size=len(PLACES))
+    drawn = tiny.generate(PLACES, steps=10, batch_size=len(PLACES))
     edited = tiny.edit(drawn.state(), wanted, accuracy=1e-2)
-    before, after = ([judge.read(np.asarray(image)) for image in one.images] for one in (drawn, edited))
-    for was, now, prompt in zip(before, after, wanted, strict=True):
-        assert not judge.disagreements(now, parse(prompt))
-        (here,), (there,) = was.shapes, now.shapes
-        assert np.hypot(here.x - there.x, here.y - there.y) < 0.05, prompt
+    for was, now, prompt in zip(drawn.images, edited.images, wanted, strict=True):
+        before, after = np.asarray(was), np.asarray(now)
+        assert not judge.disagreements(judge.read(after), parse(prompt))
+        (here,), (there,) = judge.read(before).shapes, judge.read(after).shapes
+        assert np.hypot(here.x - there.x, here.y - there.y) < 0.02, prompt
+        ground = np.linalg.norm(before - 255.0, axis=-1) < 30
+        # Even the grain, of 0 to 255: it moves by 0.4, and by 3.5 where the noise is not that of the picture.
+        print(
+            "MOVED",
+            np.hypot(here.x - there.x, here.y - there.y),
+            np.abs(before[ground] - after[ground].astype(float)).mean(),
+        )
+        assert np.abs(before[ground] - after[ground].astype(float)).mean() < 1, prompt
 
 
 def test_leapfrog_stays_beside_euler(tiny) -> None:

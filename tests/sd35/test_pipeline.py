@@ -208,28 +208,11 @@ def test_progress_goes_to_stderr_only_when_asked(pipe, capsys) -> None:
     assert "2/2" in err
 
 
-class Int8Linear(torch.nn.Module):
-    """A linear layer with weights of eight bits and a scale for each row, as quantisers put in its place."""
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
-        scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
-        self.register_buffer("weight", (linear.weight / scale).round().to(torch.int8))
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", linear.bias.detach() if linear.bias is not None else None)
-
-    def forward(self, x):
-        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
-
-
 @pytest.mark.parametrize("part", ["mmdit", "clip_l", "clip_g", "t5"])
-def test_quantised_linears_may_stand_in_every_part(pipe, part) -> None:
+def test_quantised_linears_may_stand_in_every_part(pipe, part, in_eight_bits) -> None:
     copied = copy.deepcopy(pipe)
     module = copied.mmdit if part == "mmdit" else getattr(copied.text, part)
-    linears = [path for path, one in module.named_modules() if type(one) is torch.nn.Linear]
-    assert linears
-    for path in linears:
-        module.set_submodule(path, Int8Linear(module.get_submodule(path)))
+    in_eight_bits(module, name="weight")
     assert copied.dtypes == pipe.dtypes
     drawn = copied.generate("a red circle", steps=2)
     exact = pipe.generate("a red circle", steps=2)

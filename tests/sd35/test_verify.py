@@ -1,6 +1,5 @@
 """sd35 verify: right code passes, wrong code and damaged checkpoints do not."""
 
-import importlib.util
 from contextlib import nullcontext
 from itertools import takewhile
 from pathlib import Path
@@ -118,21 +117,16 @@ def test_a_mistake_shows_where_it_is_made(reference, monkeypatch) -> None:
     assert "FAIL" in as_table(checks)
 
 
-def test_nan_does_not_pass(reference, monkeypatch, capsys) -> None:
+def test_nan_does_not_pass(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sd35.verify.stages.flow, "sigmas", lambda *args: torch.full((29,), float("nan")))
     assert main(["verify", "--device", "cpu"]) == 1
     output = capsys.readouterr().out
     assert "FAIL, the first of them: schedule 28 noise levels" in output
 
 
-def test_what_ships_is_what_parity_stores(tmp_path) -> None:
+def test_what_ships_is_what_parity_stores(script, tmp_path) -> None:
     """`make_verify.py` makes the shipped file of the stored ones, and nobody forgot to run it."""
-    spec = importlib.util.spec_from_file_location("make_verify", PARITY / "make_verify.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.write(PARITY, tmp_path / "made.safetensors")
+    script("tests/parity/make_verify.py").write(PARITY, tmp_path / "made.safetensors")
     made, shipped = load_file(tmp_path / "made.safetensors"), load_file(STORED)
     assert made.keys() == shipped.keys()
     assert all(torch.equal(made[name].float(), shipped[name].float()) for name in made)

@@ -2,25 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 IDS = torch.tensor([[3, 4, 5, 1, 0, 0], [6, 3, 7, 8, 1, 0]])
-
-
-class Int8Linear(nn.Module):
-    """A linear layer in 8 bits, without a `weight`."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.float()
-        scale = weight.abs().amax(dim=1, keepdim=True) / 127
-        self.register_buffer("packed", (weight / scale).round().to(torch.int8))
-        self.register_buffer("scale", scale.to(linear.weight.dtype))
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.packed.to(x.dtype) * self.scale.to(x.dtype), self.bias)
 
 
 @pytest.fixture(params=["clip_l", "clip_g", "t5"])
@@ -39,12 +23,10 @@ def test_export_gives_the_same_bits(encoder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_quantised_layers(encoder, dtype):
+def test_quantised_layers(encoder, dtype, in_eight_bits):
     encoder.to(dtype)
     expected = run(encoder)
-    for path in [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)]:
-        encoder.set_submodule(path, Int8Linear(encoder.get_submodule(path)))  # pyright: ignore[reportArgumentType]
-    for actual, before in zip(run(encoder), expected, strict=True):
+    for actual, before in zip(run(in_eight_bits(encoder)), expected, strict=True):
         assert actual.dtype == dtype
         assert 0 < (actual - before).abs().max() < 0.1 * before.abs().max()
 

@@ -149,7 +149,7 @@ def test_inspecting_downloads_no_weights(hub):
     assert "not downloaded yet" in str(report)
 
 
-def test_one_file_of_a_repository(hub, parts):
+def test_one_file_of_a_repository(hub):
     clip = weights.load_clip("owner/model/text_encoders/clip_g.safetensors@main")
     assert hub.downloads == ["text_encoders/clip_g.safetensors"]
     assert clip.config.activation == "gelu"
@@ -159,7 +159,8 @@ def test_one_file_of_a_repository(hub, parts):
         weights.load_vae("owner/model/x.safetensors")
 
 
-def test_without_a_network_the_cache_serves(hub, monkeypatch, parts):
+@pytest.mark.usefixtures("hub")
+def test_without_a_network_the_cache_serves(monkeypatch, parts):
     weights.load_mmdit("owner/model")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     module = weights.load_mmdit("owner/model")
@@ -168,7 +169,8 @@ def test_without_a_network_the_cache_serves(hub, monkeypatch, parts):
         weights.load_t5("owner/model")
 
 
-def test_offline_and_never_downloaded(hub, monkeypatch):
+@pytest.mark.usefixtures("hub")
+def test_offline_and_never_downloaded(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         weights.OfflineError, match="not in the local cache and HF_HUB_OFFLINE is set: connect once"
@@ -182,7 +184,8 @@ def test_no_connection(tmp_path, monkeypatch):
         weights.load_mmdit("owner/model")
 
 
-def test_a_full_disk_is_not_called_a_lost_connection(hub, monkeypatch):
+@pytest.mark.usefixtures("hub")
+def test_a_full_disk_is_not_called_a_lost_connection(monkeypatch):
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -194,7 +197,8 @@ def test_a_full_disk_is_not_called_a_lost_connection(hub, monkeypatch):
     assert not isinstance(caught.value, weights.OfflineError)
 
 
-def test_a_programming_error_is_not_called_a_lost_connection(hub, monkeypatch):
+@pytest.mark.usefixtures("hub")
+def test_a_programming_error_is_not_called_a_lost_connection(monkeypatch):
     def broken(*_: object, **__: object) -> str:
         raise TypeError("unexpected keyword argument 'revision'")
 
@@ -225,7 +229,8 @@ def test_each_refusal_says_what_to_do(hub, monkeypatch, kind):
 
 @pytest.mark.parametrize("command", [["generate", "a circle", "-m"], ["inspect"]])
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_each_refusal_is_one_line_on_the_command_line(hub, monkeypatch, capsys, tmp_path, kind, command):
+@pytest.mark.usefixtures("hub")
+def test_each_refusal_is_one_line_on_the_command_line(monkeypatch, capsys, tmp_path, kind, command):
     source, token, _, message = REFUSALS[kind]
     monkeypatch.chdir(tmp_path)  # where a picture would go
     if token:

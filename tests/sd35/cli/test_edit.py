@@ -98,7 +98,7 @@ def test_existing_files_are_kept(drawn, tmp_path, capsys) -> None:
     assert "exists" in capsys.readouterr().err
 
 
-def test_a_wrong_size_is_refused(drawn, model_folder, tmp_path, capsys) -> None:
+def test_a_wrong_size_is_refused(model_folder, tmp_path, capsys) -> None:
     odd = tmp_path / "odd.png"
     Image.new("RGB", (40, 32)).save(odd)
     arguments = ["edit", str(odd), "b", "--source-prompt", "a", "-m", str(model_folder)]

@@ -62,7 +62,7 @@ def test_the_notation_of_other_programs_is_told_of(sd35, model_folder, tmp_path)
     assert err == ""
 
 
-def test_a_picture_with_much_text_is_a_picture(sd35, model_folder, drawn, tmp_path) -> None:
+def test_a_picture_with_much_text_is_a_picture(sd35, drawn, tmp_path) -> None:
     """Other programs write their whole graph of nodes into a picture, compressed."""
     info = PngImagePlugin.PngInfo()
     info.add_text("workflow", "a" * 3_000_000, zip=True)

@@ -15,7 +15,7 @@ SIDE = 32
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, model_folder):
+def folder(tmp_path_factory):
     """A photograph, masks, and a ControlNet for the random model."""
     folder = tmp_path_factory.mktemp("pictures")
     noise = torch.randint(0, 256, (SIDE, SIDE + 8, 3), generator=torch.Generator().manual_seed(0))
@@ -159,7 +159,7 @@ def test_each_of_a_batch_has_its_own_pictures(folder, pipe) -> None:
         pipe.generate(["a red circle"] * 3, image=photos, **given)
 
 
-def test_a_picture_from_elsewhere_is_brought_to_a_size_that_can_be_inverted(folder, pipe, capsys) -> None:
+def test_a_picture_from_elsewhere_is_brought_to_a_size_that_can_be_inverted(folder, pipe) -> None:
     odd = folder / "odd.png"
     Image.open(folder / "wide.png").resize((45, 30)).save(odd)
     with pytest.raises(SettingsError, match="--fit crop, pad or stretch"):

@@ -36,7 +36,7 @@ def test_a_state_without_companion(pipe, tmp_path) -> None:
         result.state().save(tmp_path / "a.pt")
 
 
-def test_other_files_are_refused(result, tmp_path, model_folder) -> None:
+def test_other_files_are_refused(tmp_path, model_folder) -> None:
     with pytest.raises(SettingsError, match="is no saved state"):
         State.load(model_folder / "sd3.5_random.safetensors")
     with pytest.raises(FileNotFoundError):

@@ -44,7 +44,7 @@ def test_every_tap_has_a_meaning_and_a_name_for_each_dimension(model, build):
         assert all(sizes[name] == known[name] for name in sizes.keys() & known.keys()), tap
 
 
-def test_costs_nothing_at_full_size(model):
+def test_costs_nothing_at_full_size():
     with torch.device("meta"):
         from mmdit import MMDiT, MMDiTConfig
 
@@ -55,7 +55,7 @@ def test_costs_nothing_at_full_size(model):
     assert str(list_taps(large)[-1]).startswith("output  (batch 1, latent_channel 16, row 128, column 128)")
 
 
-def test_other_modules_are_refused(model):
+def test_other_modules_are_refused():
     with pytest.raises(TapError, match="MMDiT, VAE, CLIP or T5, got Linear"):
         list_taps(torch.nn.Linear(2, 2))
 

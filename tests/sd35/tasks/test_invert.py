@@ -161,7 +161,7 @@ def test_another_model_and_other_encoders_are_told(pipe, result) -> None:
     assert notes[2].startswith("so the noise found is at ")
 
 
-def test_half_precision_is_warned_of(pipe, result, model_folder) -> None:
+def test_half_precision_is_warned_of(result, model_folder) -> None:
     import sd35
 
     half = sd35.load(model_folder, dtype=torch.bfloat16)

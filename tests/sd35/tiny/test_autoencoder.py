@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def test_colours_pass_before_anything_is_learned() -> None:
-    image = pictures(seeded(0), 4, CPU)
+    image = pictures(seeded(0), 2, CPU)
     with torch.no_grad():
         started = colour_passing_vae(CONFIG, seed=0)
         error = (started.decode(started.encode(image)) - image).square().mean()
@@ -37,7 +37,7 @@ def test_the_start_depends_on_its_seed_alone() -> None:
 
 def test_normalise_sets_the_statistics_and_keeps_the_picture() -> None:
     vae = colour_passing_vae(CONFIG, seed=0)
-    image = pictures(seeded(0), 4, CPU)
+    image = pictures(seeded(0), 2, CPU)
     with torch.no_grad():
         before = vae.decode(vae.encode(image))
         normalise(vae, image)

@@ -1,25 +1,15 @@
 """Scenes with captions as token ids."""
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
 
 from sd35.noise import seeded
 from sd35.tiny import bank
 from sd35.tiny.captions import caption
 from sd35.tiny.scenes import is_held_out, training_scene, usual_scene
-from sd35.tiny.vocabulary import Tokenizers, write_tokenizers
+from sd35.tiny.vocabulary import Tokenizers
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    write_tokenizers(folder)
-    return folder
 
 
 def test_a_chunk_is_a_function_of_its_number_and_reads_as_the_tokenizers_do(folder, monkeypatch) -> None:

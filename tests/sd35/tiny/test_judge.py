@@ -1,15 +1,12 @@
 """Whether the judge of the embedded model's pictures can be believed: it must also say no."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from sd35.tiny.captions import parse
 from sd35.tiny.painting import draw
-from sd35.tiny.scenes import BACKGROUNDS, COLOURS, KINDS, PLACES, SIZES, Scene, Shape, random_scene
+from sd35.tiny.scenes import BACKGROUNDS, COLOURS, Scene, Shape, random_scene
 
 WHITE, RED, BLUE = (255, 255, 255), COLOURS["red"], COLOURS["blue"]
 
@@ -31,25 +28,9 @@ def blank(colour=WHITE, size=128) -> np.ndarray:
     return np.full((size, size, 3), colour, dtype=np.uint8)
 
 
-def lies(scene: Scene) -> Iterator[Scene]:
-    """The scene with one thing changed, for each thing that can be told wrong."""
-    shape, others = scene.shapes[0], scene.shapes[1:]
-    for attribute, values in {"kind": KINDS, "colour": COLOURS, "size": SIZES, "place": PLACES}.items():
-        for value in values:
-            if value != getattr(shape, attribute):
-                yield replace(scene, shapes=(replace(shape, **{attribute: value}), *others))
-    for background in BACKGROUNDS:
-        if background != scene.background:
-            yield replace(scene, background=background)
-    for relation in ("left of", "right of", "above", "below"):
-        if scene.relation not in (None, relation):
-            yield replace(scene, relation=relation)
-    yield replace(scene, shapes=(*scene.shapes, shape))
-    yield replace(scene, shapes=others)
-
-
-def test_judge_reads_what_was_drawn_and_believes_nothing_else(judge, generator):
-    scenes = [random_scene(generator) for _ in range(400)]
+def test_judge_reads_what_was_drawn_and_believes_nothing_else(judge, lies, generator):
+    scenes = [random_scene(generator) for _ in range(120)]
+    assert {scene.background for scene in scenes} == {*BACKGROUNDS}  # so many that all there is occurs
     for scene, image in zip(scenes, to_bytes(draw(scenes, generator)), strict=True):
         reading = judge.read(image)
         assert judge.disagreements(reading, scene) == []

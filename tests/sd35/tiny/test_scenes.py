@@ -76,7 +76,7 @@ def test_a_smaller_picture_is_the_same_picture(generator):
     assert (F.avg_pool2d(large, 2) - small).abs().mean() < 0.002
 
 
-def test_jitter_moves_shapes_by_its_share(generator):
+def test_jitter_moves_shapes_by_its_share():
     """Without it, every seed paints the same; with some, edges move, by less than with all."""
     scenes = [Scene((Shape("square", "red", "medium", place),), "white") for place in PLACES] * 4
 

@@ -23,16 +23,9 @@ from sd35.tiny.transformer import (
     loss_of,
     padded_ids,
 )
-from sd35.tiny.vocabulary import Tokenizers, write_tokenizers
+from sd35.tiny.vocabulary import Tokenizers
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    write_tokenizers(folder)
-    return folder
 
 
 @pytest.fixture
@@ -128,7 +121,7 @@ def test_a_batch_is_of_the_bank_and_can_be_learnt(folder: Path, latents: Latents
     assert (batch.sigma[:2] >= 0.95).all()
     trainer = Trainer(painter, Plan(learning_rate=2e-3, warmup=0.1, ema=0.5), is_hidden)
     losses = []
-    for step in range(8):
+    for step in range(5):
         loss = loss_of(trainer.worker, batch).mean()
         loss.backward()
         trainer.step(0.2 + step / 20)

@@ -1,6 +1,8 @@
 """A folder of pictures, and the smallest run on it."""
 
-import importlib.util
+import shutil
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 
@@ -23,13 +25,16 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def folder(pictures, tmp_path) -> Path:
+    """A copy of them, which a test may change."""
+    return shutil.copytree(pictures, tmp_path / "own")
+
+
 @pytest.fixture(scope="session")
-def peers() -> ModuleType:
+def peers(script) -> ModuleType:
     """peers.py."""
-    spec = importlib.util.spec_from_file_location("peers", Path(__file__).with_name("peers.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("tests/sd35/train/peers.py")
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +56,19 @@ def trained(model_folder, pictures, settings, cache, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
     train_lora(model_folder, pictures, folder, places={"cache": cache}, **settings)
     return folder
+
+
+@pytest.fixture
+def spoil(monkeypatch) -> Callable[[Callable[[int], float]], None]:
+    """spoil(factor): from now on a LoRA's loss is multiplied by factor(n) at call n, from 1."""
+    from sd35.train import lora
+
+    real = lora.velocity_loss
+
+    def spoil(factor: Callable[[int], float]) -> None:
+        calls = count(1)
+        monkeypatch.setattr(
+            lora, "velocity_loss", lambda *given, **more: real(*given, **more) * factor(next(calls))
+        )
+
+    return spoil

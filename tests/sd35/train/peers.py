@@ -24,6 +24,8 @@ from sd35.verify.sinusoids import Sinusoids, standing_in
 
 LIMITS = {torch.float64: 1.5e-6, torch.float32: 2e-6}
 """Of gradients and weights: the norm of the difference, relative to that of what is stored."""
+LOSS = {torch.float64: 5e-7, torch.float32: 2e-6}
+"""Of a loss, relative."""
 LARGEST = {torch.float64: 2e-6, torch.float32: 4e-6}
 """Of each element of a gradient, relative to the largest."""
 

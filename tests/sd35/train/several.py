@@ -1,8 +1,11 @@
 """What processes compute together, written to a folder for the test that starts them or computes it alone.
 
-torchrun --nproc-per-node 2 tests/sd35/train/several.py MODEL PICTURES FOLDER NAME WHAT...
+python tests/sd35/train/several.py MODEL PICTURES FOLDER 4,four,cut 2,two,train,sample
+
+forks four processes, then two, each as torchrun would tell it that it is: importing is done once.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which an optimizer imports: before processes part
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.multiprocessing import start_processes
 
 import flow
 import sd35
@@ -93,8 +98,6 @@ def recorded(path: Path) -> Iterator[None]:
 @torch.no_grad()
 def sample(model: Path, _: Path, folder: Path, name: str) -> None:
     """Ten steps of a picture by Ulysses, by tensor parallelism, and with the halves of guidance shared."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     sigmas, found = flow.sigmas(STEPS), {}
     for dtype in (torch.float64, torch.float32):
@@ -137,8 +140,19 @@ def go_on(model: Path, pictures: Path, folder: Path, name: str) -> None:
     cut(model, pictures, folder, f"four then {name}", STEPS)
 
 
+def be(rank: int, count: int, given: list[Path], name: str, whats: list[str]) -> None:
+    """Be one of several processes, and do one thing after the other."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    store = f"file://{given[-1].resolve()}/store-{name}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
+    for what in whats:
+        globals()[what](*given, name)
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for what in sys.argv[5:]:
-        globals()[what](*map(Path, sys.argv[1:4]), sys.argv[4])
-    dist.destroy_process_group()
+    for group in sys.argv[4:]:
+        count, name, *whats = group.split(",")
+        given = int(count), [Path(one) for one in sys.argv[1:4]], name, whats
+        start_processes(be, given, nprocs=int(count), start_method="fork")

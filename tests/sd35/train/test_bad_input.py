@@ -31,11 +31,6 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.fixture
-def folder(pictures, tmp_path):
-    return shutil.copytree(pictures, tmp_path / "own")
-
-
 def test_a_picture_that_ends_too_early_is_told_before_the_others_are_encoded(
     model_folder, folder, settings, tmp_path, capsys
 ) -> None:
@@ -67,7 +62,7 @@ def test_a_caption_in_json_without_a_picture_is_refused(folder) -> None:
 
 
 def test_a_disk_that_fills_up_leaves_the_last_save(
-    trained, model_folder, pictures, settings, cache, tmp_path, capsys
+    trained, model_folder, pictures, cache, tmp_path, capsys
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     before = {name: (run / name).read_bytes() for name in ("state.safetensors", "lora.safetensors")}

@@ -7,11 +7,6 @@ from sd35 import SettingsError
 from sd35.train.folder import read_folder
 
 
-@pytest.fixture
-def folder(pictures, tmp_path):
-    return shutil.copytree(pictures, tmp_path / "own")
-
-
 def test_captions_are_read_from_wherever_they_are(folder) -> None:
     (folder / "0.txt").rename(folder / "kept")
     (folder / "0.json").write_text(json.dumps({"caption": "from json"}))

@@ -98,25 +98,17 @@ def test_a_fresh_lora_does_nothing_and_alone_has_gradients(model_folder) -> None
 
 
 def test_a_loss_that_is_not_a_number_leaves_the_last_good_state(
-    model_folder, pictures, settings, cache, tmp_path, monkeypatch
+    model_folder, pictures, settings, cache, tmp_path, spoil
 ) -> None:
     """As many losses as steps are taken before the first, to compare with later."""
-    from sd35.train import lora
-
-    real, calls = lora.velocity_loss, []
-
-    def worse(*args, **options):
-        calls.append(None)
-        return real(*args, **options) * (float("nan") if len(calls) == settings["steps"] + 4 else 1)
-
-    monkeypatch.setattr(lora, "velocity_loss", worse)
+    spoil(lambda call: float("nan") if call == settings["steps"] + 4 else 1)
     with pytest.raises(DivergedError, match="the loss is nan in step 4, and the weights of step 3 are in"):
         train_lora(model_folder, pictures, tmp_path / "run", places={"cache": cache}, **settings)
     assert all(
         tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / "lora.safetensors").values()
     )
     assert int(load_file(tmp_path / "run" / "state.safetensors")["step"]) == 3
-    monkeypatch.setattr(lora, "velocity_loss", real)
+    spoil(lambda _: 1)
     train_lora(model_folder, pictures, tmp_path / "run", places={"cache": cache, "resume": True}, **settings)
 
 

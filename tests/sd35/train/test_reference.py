@@ -15,8 +15,6 @@ from sd35.train.objective import Draw, velocity_loss
 from sd35.train.settings import Training
 from sd35.train.targets import target_paths
 
-LOSS = {torch.float64: 5e-7, torch.float32: 2e-6}
-
 
 @pytest.fixture(params=["float64", "float32", "float32 elsewhere"])
 def dtype(request, other_processor):
@@ -104,7 +102,7 @@ def test_lora_losses_and_gradients_are_the_scripts(lora, peers, training_sinusoi
         else:
             loss = velocity_loss(model, batch, chance, training)
         loss.backward()
-    assert loss.item() == pytest.approx(golden[f"{case}/loss"].item(), rel=LOSS[dtype])
+    assert loss.item() == pytest.approx(golden[f"{case}/loss"].item(), rel=peers.LOSS[dtype])
     gradients = {name: parameter.grad for name, parameter in named.items()}
     norms = torch.stack([gradients[name].double().norm() for name in config["grad_norm_order"]])
     assert torch.allclose(norms, golden[f"{case}/grad_norms"].double(), rtol=peers.LIMITS[dtype], atol=1e-8)
@@ -127,7 +125,7 @@ def test_three_steps_of_a_lora_are_the_scripts(lora, peers, training_sinusoids, 
             return preserved_loss(model, peers.batch_of(golden, 4, dtype), chance, training, 1.0)
 
     def check(step, row):
-        assert row["loss"] == pytest.approx(golden[f"adamw/step{step}/loss"].item(), rel=LOSS[dtype])
+        assert row["loss"] == pytest.approx(golden[f"adamw/step{step}/loss"].item(), rel=peers.LOSS[dtype])
         norm = golden["adamw/grad_norm_before_clip"][step].item()
         assert row["gradient_norm"] == pytest.approx(norm, rel=2 * peers.LIMITS[dtype])
 
@@ -135,6 +133,11 @@ def test_three_steps_of_a_lora_are_the_scripts(lora, peers, training_sinusoids, 
     theirs = {name: golden[f"adamw/after3/{name}"] for name in named}
     errors = peers.reckoned(gradients, dtype)
     assert peers.assert_weights(named, theirs, gradients, errors, told["lr"]) < 5e-7
+
+
+def without_key_bias(name, tensor):
+    """A parameter, but of a bias of queries, keys and values the first and the last."""
+    return torch.cat(tensor.chunk(3)[::2]) if name.endswith("qkv.bias") else tensor
 
 
 def test_three_steps_of_a_whole_model_are_the_scripts(
@@ -155,7 +158,7 @@ def test_three_steps_of_a_whole_model_are_the_scripts(
     norm = golden["grad_norm_before_clip"]
 
     def check(step, row):
-        assert row["loss"] == pytest.approx(golden[f"step{step}/loss"].item(), rel=LOSS[dtype])
+        assert row["loss"] == pytest.approx(golden[f"step{step}/loss"].item(), rel=peers.LOSS[dtype])
         assert row["gradient_norm"] == pytest.approx(norm[step].item(), rel=2 * peers.LIMITS[dtype])
 
     gradients = peers.train(parameters, training, loss, check)
@@ -166,9 +169,14 @@ def test_three_steps_of_a_whole_model_are_the_scripts(
     norms = torch.stack([gradients[0][name].double().norm() for name in names])
     assert torch.allclose(norms, golden["step0/grad_norms"] / clipped, rtol=peers.LIMITS[dtype], atol=1e-8)
     theirs = {key.removeprefix("after3/"): one for key, one in golden.items() if key.startswith("after3/")}
-    # A key bias whose first gradient, 2e-9, is below AdamW's eps moves by 1e-5, and later gradients with it.
     errors = peers.reckoned(gradients, dtype, later=3e-5)
-    assert peers.assert_weights(parameters, theirs, gradients, errors, told["lr"]) < 1e-6
+    peers.assert_weights(parameters, theirs, gradients, errors, told["lr"])
+    # A key bias whose first gradient, 2e-9, is rounding below AdamW's eps moves by 1e-5: it is not counted.
+    found, expected = (
+        torch.cat([without_key_bias(name, one[name].detach()).flatten() for name in theirs])
+        for one in (parameters, theirs)
+    )
+    assert peers.apart(found, expected) < 1e-6
     norms = torch.stack([parameters[name].detach().double().norm() for name in names])
     assert torch.allclose(norms.square(), golden["after3_sums"][:, 1], rtol=2 * peers.LIMITS[dtype])
 

@@ -113,8 +113,8 @@ def test_three_steps_of_a_controlnet_are_the_scripts(
     rows, gradients, after = run(kind, dtype, where)
     for step, (row, found) in enumerate(zip(rows, gradients, strict=True)):
         norm = golden[f"{kind}/grad_norm_before_clip"][step].item()
-        assert row["loss"] == pytest.approx(golden[f"{kind}/step{step}/loss"].item(), rel=4e-6)
-        assert row["gradient_norm"] == pytest.approx(norm, rel=4e-6)
+        assert row["loss"] == pytest.approx(golden[f"{kind}/step{step}/loss"].item(), rel=peers.LOSS[dtype])
+        assert row["gradient_norm"] == pytest.approx(norm, rel=2 * peers.LIMITS[dtype])
         parts = {name.split(".")[0] for name, one in found.items() if one.any()}
         told = config["info"][f"{kind}/step{step}/parts with a gradient"]
         assert (parts == {"controlnet_blocks"}) == (told == ["controlnet_blocks"])

@@ -1,7 +1,6 @@
 """Two and four processes learn and draw what one does; `several.py` is what they run."""
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,40 +14,32 @@ from torch import Tensor
 
 import sd35
 
-SCRIPT = Path(__file__).with_name("several.py")
 
-
-def launch(count: int, *command: object) -> subprocess.CompletedProcess:
-    """Start processes that know of each other."""
-    root = Path(__file__).parents[3]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.run([*start, *map(str, command)], capture_output=True, text=True, env=environment)
+def launch(*command: object) -> subprocess.CompletedProcess:
+    """Start a process, or several by torchrun."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
-def alone() -> ModuleType:
+def alone(script) -> ModuleType:
     """several.py, in this process."""
-    spec = importlib.util.spec_from_file_location("several", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("tests/sd35/train/several.py")
 
 
 @pytest.fixture(scope="module")
 def folder(model_folder, pictures, tmp_path_factory, alone) -> Path:
     """What one process wrote, and several; and what four have begun, and two and one have ended."""
-    folder = tmp_path_factory.mktemp("several")
+    given = model_folder, pictures, tmp_path_factory.mktemp("several")
     count = int(os.environ.get("SD35_PROCESSES", "2"))
-    alone.train(model_folder, pictures, folder, "one")
-    runs = [(4, "four", "cut"), (count, "many", "train", "sample"), (2, "two", "go_on")]
-    if count == 2:  # together, since most of the time is that of starting
-        runs[1:] = [(2, "two", "train", "sample", "go_on")]
-    for processes, name, *what in runs:
-        ended = launch(processes, SCRIPT, model_folder, pictures, folder, name, *what)
-        assert ended.returncode == 0, ended.stderr
-    alone.go_on(model_folder, pictures, folder, "one")
-    return folder
+    groups = [f"{count},many,train,sample", "2,two,go_on"] if count != 2 else ["2,two,train,sample,go_on"]
+    alone.train(*given, "one")
+    ended = launch(alone.__file__, *given, "4,four,cut", *groups)
+    assert ended.returncode == 0, ended.stderr
+    alone.go_on(*given, "one")
+    return given[-1]
 
 
 @pytest.fixture
@@ -80,10 +71,15 @@ def test_several_processes_tell_the_losses_of_one(folder, several) -> None:
     def rows(name):
         return list(csv.DictReader((folder / f"full32-{name}" / "log.csv").open()))
 
-    for ours, theirs in zip(rows("one"), rows(several), strict=True):
-        for column in ("loss", "gradient_norm", "validation"):
-            if ours[column]:
-                assert float(ours[column]) == pytest.approx(float(theirs[column]), rel=2e-6), column
+    ours, theirs = rows("one"), rows(several)
+    assert len(ours) == len(theirs) == 10
+    for column, measured in (("loss", 10), ("gradient_norm", 10), ("validation", 1)):
+        filled = [number for number, row in enumerate(ours) if row[column]]
+        assert len(filled) == measured, column
+        assert [number for number, row in enumerate(theirs) if row[column]] == filled, column
+        for number in filled:
+            expected, found = (float(one[number][column]) for one in (ours, theirs))
+            assert found == pytest.approx(expected, rel=2e-6), (column, number)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -135,7 +131,8 @@ def test_a_process_that_is_killed_ends_the_run_with_a_line(model_folder, picture
     script.write_text(DYING)
     given = ("-m", model_folder, "--data", pictures, "-o", run, "--device", "cpu")
     settings = ("--steps", 8, "--batch-size", 2, "--save-every", 2, "--schedule", "constant")
-    ended = launch(2, script, "train", "full", *given, *settings)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    ended = launch(*torchrun, script, "train", "full", *given, *settings)
     assert ended.returncode != 0
     lines = [line for line in ended.stderr.splitlines() if line.startswith("sd35 train")]
     told = "another process of this run has ended: go on from the last save with --resume"
