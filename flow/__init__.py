@@ -5,6 +5,7 @@ order: path, convert, schedule, solvers/base, solvers/runge_kutta, guidance, obj
 and likelihood, or solvers/reversible and inverse/. docs/flows.md walks through it in two dimensions.
 """
 
+from .budget import choose_steps
 from .cache import Cached
 from .calibrate import Calibration, calibrate
 from .convert import Prediction, convert, probability_flow
@@ -115,6 +116,7 @@ __all__ = [
     "calibrate",
     "cfg_zero",
     "cfm_loss",
+    "choose_steps",
     "closeness",
     "companion_of",
     "convert",

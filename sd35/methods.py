@@ -21,7 +21,10 @@ Precision = Literal["float32", "model"]
 RefineBy = Literal["gradient", "encoder"]
 CalibrationMethod = Literal["optimal_steps", "acceleration"]
 
-NOT_CALIBRATED = ("schedule", "least_ratio", "images_per_prompt", "solver", "solver_options")
+NOT_CALIBRATED = (
+    *("schedule", "least_ratio", "images_per_prompt", "solver", "solver_options"),
+    *("cache", "cache_threshold"),
+)
 """Settings of a generation that a calibration decides by itself, or has no use for."""
 
 
@@ -205,6 +208,12 @@ class Calibrating:
         Number(0, 0.9, open=True),
         "what a step leaves of the noise level, at least, so that what is drawn can be inverted; 0.4 will do",
         decides="flow",
+    )
+    budget: int | None = setting(
+        None,
+        Whole(),
+        "find also which of the steps to compute, so many of them, for `sd35 generate --cache`",
+        decides="speed",
     )
 
     def __post_init__(self) -> None:
