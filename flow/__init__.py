@@ -10,7 +10,7 @@ from .cache import Cached
 from .calibrate import Calibration, calibrate
 from .convert import Prediction, convert, probability_flow
 from .coupling import couple
-from .edit import flow_edit, toward_data, toward_noise
+from .edit import direct_edit, flow_edit, toward_data, toward_noise
 from .errors import FlowError, VelocityError
 from .guidance import apg, cfg_zero, guide, guided, plain, rescale, threshold, zero_start
 from .inpainting import inpaint
@@ -122,6 +122,7 @@ __all__ = [
     "convert",
     "couple",
     "denoised",
+    "direct_edit",
     "dopri5",
     "dpmpp_2m",
     "euler",

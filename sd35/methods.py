@@ -9,9 +9,11 @@ from .fields import setting
 from .kinds import Name, Number, Numbers, Options, Switch, Whole
 from .prompts import Prompts
 
-EditMethod = Literal["inversion", "flow_edit", "rf_inversion"]
+EditMethod = Literal["inversion", "direct_edit", "flow_edit", "rf_inversion"]
 EDITS: Mapping[str, str] = {
     "inversion": "find the picture's noise under its own prompt, and draw from it under the other",
+    "direct_edit": "record the way up, and draw under the other along the recording (DirectEdit, "
+    "arXiv:2605.02417)",
     "flow_edit": "find no noise: follow the difference of the two flows (FlowEdit, arXiv:2412.08629)",
     "rf_inversion": "find noise without a prompt, bent to be typical, and draw from it while being held near "
     "the picture (RF-Inversion, arXiv:2410.10792)",
@@ -35,7 +37,10 @@ def inverses() -> tuple[str, ...]:
     return tuple(flow.METHODS)
 
 
-WITH_SOURCE = {"acts": lambda one: one.method != "rf_inversion", "where": "with inversion and flow_edit"}
+WITH_SOURCE = {
+    "acts": lambda one: one.method != "rf_inversion",
+    "where": "with inversion, direct_edit and flow_edit",
+}
 """In which edits a setting of the picture as it is has an effect."""
 
 
@@ -118,7 +123,7 @@ class Editing(Computing):
     method: EditMethod = setting(
         "inversion",
         Name.of(EditMethod),
-        "inversion, flow_edit or rf_inversion",
+        "inversion, direct_edit, flow_edit or rf_inversion",
         decides="flow",
     )
     strength: float = setting(

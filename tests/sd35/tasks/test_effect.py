@@ -106,7 +106,7 @@ def test_settings_of_a_generation(pipe) -> None:
     assert check_pairs(DRAWN, DRAWN, run) == []
 
 
-@pytest.mark.parametrize("method", ["inversion", "flow_edit", "rf_inversion"])
+@pytest.mark.parametrize("method", ["inversion", "direct_edit", "flow_edit", "rf_inversion"])
 def test_settings_of_an_edit(pipe, method) -> None:
     drawn = pipe.generate("a red circle", seed=1, steps=4)
 
