@@ -26,7 +26,7 @@ DRAWN: dict[str, Any] = {
     "schedule": "tailed",
     "schedule_shift": 1.5,
     "least_ratio": 0.25,
-    "cache": (0, 2),
+    "cache": (0,),
     "cache_threshold": 0.1,
     "policy": "diffusers",
     "missing": "drop",
@@ -106,7 +106,7 @@ def test_settings_of_a_generation(pipe) -> None:
     assert check_pairs(DRAWN, DRAWN, run) == []
 
 
-@pytest.mark.parametrize("method", ["inversion", "direct_edit", "flow_edit", "rf_inversion"])
+@pytest.mark.parametrize("method", ["inversion", "flow_edit", "rf_inversion"])
 def test_settings_of_an_edit(pipe, method) -> None:
     drawn = pipe.generate("a red circle", seed=1, steps=4)
 
