@@ -29,8 +29,6 @@ class Found:
 
     x: Tensor  # (B, *S)
     residual: Tensor  # (B,), the least that was measured
-    left: Tensor  # (B,), of the residual, as expected after the last update
-    gain: Tensor  # (B,), what the first update left of the residual; if there was one trial, as given
     stretch: Tensor  # (B,)
     lost: Tensor  # (B,), bool: given up
 
@@ -95,7 +93,6 @@ def solve_step(
     guess: Tensor | None,
     tolerance: float,
     trials: int,
-    gain: Tensor | None = None,
 ) -> Found:
     """Solve x + h · mean_slope(x) = y for x, each sample until its own residual is within the tolerance.
 
@@ -111,12 +108,10 @@ def solve_step(
         guess: the slope expected, (B, *S); None is none.
         tolerance: of the residual.
         trials: at most.
-        gain: that of the step solved before.
     """
     start = y if guess is None else y - h * guess
     zeros = torch.zeros_like(y.flatten(1)[:, 0])
-    gain = zeros + 1 if gain is None else gain.clone()
-    found = Found(start.clone(), zeros + math.inf, zeros + math.inf, gain, zeros + math.inf, zeros > 0)
+    found = Found(start.clone(), zeros + math.inf, zeros + math.inf, zeros > 0)
     search = _Search(start, torch.arange(len(y), device=y.device))
     for trial in range(trials):
         image = y[search.rows] - h * mean_slope(search.x, search.rows)
@@ -136,8 +131,6 @@ class _Search:
         self.iterates = _Iterates()
         self.best = start
         self.residual = self.least = self.mark = torch.full_like(start.flatten(1)[:, 0], math.inf)
-        self.first = self.last = torch.ones_like(self.least)  # what the first and the last update left
-        self.updates = 0
         self.lost = torch.zeros_like(self.least, dtype=torch.bool)
         self.stalled = torch.zeros_like(self.least, dtype=torch.long)
 
@@ -147,10 +140,6 @@ class _Search:
         self.lost = ~(residual <= RUNAWAY * self.least)  # as NaN is
         is_better = ~self.lost & (residual < self.least)
         self.best = self.x.where(per_sample(is_better, image).bool(), self.best)
-        if self.updates:
-            self.last = (residual / self.residual).clamp(max=1)
-            self.first = self.last if self.updates == 1 else self.first
-        self.updates += 1
         self.residual = residual
         self.least = residual.where(is_better, self.least)
         usable = per_sample(~self.lost, image).bool()
@@ -167,15 +156,11 @@ class _Search:
         rows = self.rows[done]
         found.x[rows] = self.x.where(per_sample(converged, self.x).bool(), self.best)[done]
         found.residual[rows] = self.residual.where(converged, self.least)[done]
-        if self.updates > 1:
-            found.gain[rows] = self.first[done]
-        last = self.last[done] if self.updates > 1 else found.gain[rows]
-        found.left[rows] = found.residual[rows] * last.where(converged[done], 1)
         found.stretch[rows] = self.iterates.stretch()[done]
         found.lost[rows] = self.lost[done]
 
     def keep(self, kept: Tensor) -> None:
         """Go on with these samples alone."""
-        for name in ("x", "rows", "best", "residual", "least", "mark", "first", "last", "lost", "stalled"):
+        for name in ("x", "rows", "best", "residual", "least", "mark", "lost", "stalled"):
             setattr(self, name, getattr(self, name)[kept])
         self.iterates.keep(kept)
