@@ -61,7 +61,8 @@ class Cached:
             reuse: "last" is the last computed velocity; "line" the line in σ through the last two, and
                 "curve" the parabola through three, or what there is; "residual" is EasyCache's own,
                 x + (v_last - x_last), which adds what x moved.
-            steps: those that are computed, counted from 0, in place of what threshold and first decide.
+            steps: those that are computed, counted from 0, in place of what threshold and first decide; and
+                those before which nothing of their kind (see `windows`) was.
             windows: noise levels, ends included, inside of which the velocity is of another kind: guided, or
                 steered. What was computed on one side of an end is not used on the other.
 
