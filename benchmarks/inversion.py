@@ -5,7 +5,7 @@
     python benchmarks/inversion.py --schedule tailed --rows naive exact leapfrog --accuracies 1e-2 1e-3
 
 Tables: `inverse` (noise recovered, every method, each dtype of --dtypes), `forward` (distance of every solver
-from the converged solution at equal evaluations), `picture` (what the autoencoder and rounding cost).
+from the converged solution at equal evaluations). inversion_pictures.py begins at pictures.
 PSNR is over all samples, its range max - min of the true values; least, median and most are of the samples'
 own. Evaluations are those of a guided velocity, two passes of the transformer, and a mean over samples.
 `missed` counts samples that did not converge in some step, `may fold` those in which some step seemed not to
@@ -15,7 +15,6 @@ less than 40 dB, `overrated` those whose noise was not worth what it said. (The 
 
 import argparse
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,10 +28,8 @@ from sd35.device import as_device, as_dtype
 from sd35.noise import draw_noise, generators
 from sd35.settings import settings_of
 from sd35.tiny.captions import held_out_prompts
-from vae.image import to_uint8
-from vae.refine import refine
 
-TABLES = ("inverse", "forward", "picture")
+TABLES = ("inverse", "forward")
 BUDGETS = (8, 14, 28, 56)
 EULERS, FEWER = 28, 14
 """Of the budgets: the line under the table says who reaches Euler's accuracy with half the evaluations."""
@@ -54,8 +51,6 @@ APPROXIMATE: dict[str, tuple[str, str, dict[str, Any]]] = {
 ACCURACIES = (3e-2, 1e-2, 1e-3, 1e-4, 1e-5)
 ROUNDED_ACCURACIES = (1e-2, 1e-4)
 """In less than float32, where rounding is the floor under every method and more accuracy buys nothing."""
-FROM_PICTURES: dict[str, dict[str, Any]] = {"naive": {}, "exact": {"accuracy": 1e-3}}
-"""By name, the options of the methods that start from pictures."""
 POOR = 40
 TIMES = (2, 5, 8)
 """Of naive's evaluations: what the exact inverse is granted in the line under its table."""
@@ -84,8 +79,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipe = sd35.load(args.model, as_device(args.device), torch.float32)
     if "forward" in args.tables:
         forward_table(pipe, prompts[: args.forward_prompts], args)
-    if "picture" in args.tables:
-        picture_table(pipe, prompts[: args.picture_prompts], args)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -99,8 +92,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--forward-prompts", type=int, help="of those, for table forward; default: all")
-    parser.add_argument("--picture-prompts", type=int, help="of those, for table picture; default: all")
-    parser.add_argument("--refine-steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument(
@@ -262,52 +253,6 @@ def steps_within(budget: int, solver: flow.Solver) -> int:
     """The most steps that a solver takes with this many evaluations."""
     assert solver.evaluations is not None
     return max(1, (budget - solver.startup) // solver.evaluations)
-
-
-def picture_table(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespace) -> None:
-    """Print what each stage between latents and a saved picture costs, in latents and in noise."""
-    sigmas = flow.sigmas(args.steps)
-    rows: dict[str, Row] = {}
-    found: dict[tuple[str, str], Row] = {}
-    for batch in batches(pipe, prompts, args):
-        latents = flow.solve(batch.velocity, batch.noise, sigmas)
-        stages = {"solver alone": latents} | encoded(pipe, latents, args.refine_steps)
-        for name, one in stages.items():
-            rows.setdefault(name, Row()).add(one, latents, 0)
-            for method, options in FROM_PICTURES.items():
-                back = flow.inversion(batch.velocity, one, sigmas, method, **options)
-                row = found.setdefault((name, method), Row())
-                row.add(back.noise, batch.noise, back.report.evaluations)
-    print(f"\n## From a picture: what each stage costs, float32, {len(prompts)} prompts\n")
-    cells = [
-        [
-            name,
-            row.cells(1)[2].replace("equal bits", ""),
-            *(cell for method in FROM_PICTURES for cell in found[name, method].cells(1)[2::4]),
-        ]
-        for name, row in rows.items()
-    ]
-    heads = [f"{method}: {head}" for method in FROM_PICTURES for head in ("noise PSNR dB", "cosine")]
-    show(["from", "latents PSNR dB", *heads], cells)
-
-
-def encoded(pipe: sd35.Pipeline, latents: Tensor, refine_steps: int) -> dict[str, Tensor]:
-    """Latents of the decoded picture: as floats, of 16 and of 8 bits, from the encoder and refined."""
-    image = pipe.decode(latents).clamp(-1, 1)
-    kinds = {
-        "floats": image,
-        "16 bits": ((image + 1) / 2 * 65535).round() / 65535 * 2 - 1,
-        "8 bits": to_uint8(image).to(image) / 127.5 - 1,
-    }
-    found: dict[str, Tensor] = {}
-    for name, picture in kinds.items():
-        first = pipe.encode(picture)
-        found[f"picture, {name}, encoded"] = first
-        if refine_steps and name != "16 bits":
-            best = deque(refine(pipe.vae, picture, first, steps=refine_steps), maxlen=1).pop()
-            found[f"picture, {name}, refined in {refine_steps} steps"] = best.latents
-            progress(f"refining gained {float(best.gain.mean()):.1f} dB in the picture, {name}")
-    return found
 
 
 def progress(message: str) -> None:

@@ -1,11 +1,13 @@
-"""Draw docs/inversion.png: pictures, and what is drawn from the noise that three inverses find for them.
+"""Draw docs/inversion.png: pictures, those drawn from the noise that inverses find for them, and its errors.
 
 python benchmarks/inversion_picture.py --output docs/inversion.png
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -24,6 +26,12 @@ PROMPTS = (
     "a small orange cross at the top on a cyan background",
 )
 GAP, LINE = 8, 14
+SHOWN: dict[str, dict[str, dict[str, Any]]] = {
+    "euler": {"naive": {}, "exact": {"accuracy": 1e-2, "check": False}},
+    "leapfrog": {"exact": {}},
+}
+"""How it is drawn, and how what was drawn is inverted."""
+NORMAL = math.sqrt(2 / math.pi)  # mean magnitude of a standard normal number
 
 
 @torch.no_grad()
@@ -31,21 +39,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the picture and print what stands under its columns."""
     args = arguments().parse_args(argv)
     pipe = sd35.load(args.model, as_device(args.device), torch.float32)
-    velocity = pipe.velocity(list(PROMPTS), batch_size=len(PROMPTS))
-    sigmas = flow.sigmas(args.steps)
+    guidance = {"interval": (0.7, 1.0), "combine": flow.apg(1.0, 5.0)}
+    velocity = pipe.velocity(list(PROMPTS), batch_size=len(PROMPTS), **guidance)
+    sigmas = flow.sigmas(args.steps, preset="tailed")
     noise = draw_noise(generators(range(len(PROMPTS))), pipe.latents_shape(None, None)).to(pipe.device)
 
-    columns: list[tuple[list[str], Tensor]] = []
-    for solver, ways in (("euler", ("naive", "exact")), ("reversible_heun", ("exact",))):
+    columns: list[tuple[list[str], list[Image.Image]]] = []
+    for solver, ways in SHOWN.items():
         drawn = flow.integrate(velocity, noise, sigmas, solver)
-        columns.append((["drawn by", solver.replace("_", " ")], drawn.x))
-        for method in ways:
-            found = flow.inversion(velocity, drawn.x, sigmas, method, solver, companion=drawn.companion)
+        columns.append((["drawn by", solver], pictures(pipe, drawn.x)))
+        for method, options in ways.items():
+            found = flow.inversion(
+                velocity, drawn.x, sigmas, method, solver, companion=drawn.companion, **options
+            )
             psnr = flow.closeness(found.noise, noise).total_psnr
-            lines = [found.report.method, f"noise {psnr:.1f} dB", f"{found.report.evaluations} evaluations"]
-            columns.append((lines, flow.solve(velocity, found.noise, sigmas, solver)))
-            print(*lines, sep=", ")
-    sheet([(lines, [to_pil(image) for image in pipe.decode(x)]) for lines, x in columns]).save(args.output)
+            lines = [f"{found.report.method}, drawn again", f"noise {psnr:.1f} dB"]
+            again = flow.solve(velocity, found.noise, sigmas, solver)
+            columns.append((lines, pictures(pipe, again)))
+            cost = f"{found.report.mean_evaluations:.0f} evaluations"
+            columns.append((["error of the noise", cost], [errors(one) for one in found.noise - noise]))
+            print(*lines, cost, sep=", ")
+    sheet(columns).save(args.output)
+
+
+def pictures(pipe: sd35.Pipeline, latents: Tensor) -> list[Image.Image]:
+    """What latents are latents of."""
+    return [to_pil(image) for image in pipe.decode(latents)]
+
+
+def errors(error: Tensor) -> Image.Image:
+    """The mean magnitude over the channels of (16, h, w): black is none, white half of the noise's own."""
+    grey = (error.abs().mean(0) / (0.5 * NORMAL) * 255).clamp(0, 255).byte().cpu().numpy()
+    return Image.fromarray(grey).resize((grey.shape[1] * 8, grey.shape[0] * 8), Image.Resampling.NEAREST)
 
 
 def arguments() -> argparse.ArgumentParser:

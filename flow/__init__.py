@@ -5,11 +5,12 @@ order: path, convert, schedule, solvers/base, solvers/runge_kutta, guidance, obj
 and likelihood, or solvers/reversible and inverse/. docs/flows.md walks through it in two dimensions.
 """
 
+from .budget import choose_steps
 from .cache import Cached
 from .calibrate import Calibration, calibrate
 from .convert import Prediction, convert, probability_flow
 from .coupling import couple
-from .edit import flow_edit, toward_data, toward_noise
+from .edit import direct_edit, flow_edit, toward_data, toward_noise
 from .errors import FlowError, VelocityError
 from .guidance import apg, cfg_zero, guide, guided, plain, rescale, threshold, zero_start
 from .inpainting import inpaint
@@ -115,11 +116,13 @@ __all__ = [
     "calibrate",
     "cfg_zero",
     "cfm_loss",
+    "choose_steps",
     "closeness",
     "companion_of",
     "convert",
     "couple",
     "denoised",
+    "direct_edit",
     "dopri5",
     "dpmpp_2m",
     "euler",

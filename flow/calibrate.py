@@ -39,6 +39,8 @@ class Calibration:
     """Of the velocity, each for all the starts together."""
     rms: float
     """How far Euler's method on this table ends from the fine one, root mean square over the starts."""
+    computed: tuple[int, ...] | None = None
+    """The steps that are best computed where not all may be; see `budget.choose_steps`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Whatever the caller says made the velocity: model, prompts, guidance."""
 
@@ -97,7 +99,12 @@ def calibrate(
     end = last(euler(velocity, noise, table.float())).x
     rms = float((end - teacher[-1].x).square().mean().sqrt())
     return Calibration(
-        tuple(table.tolist()), method, len(noise), evaluations + steps, rms, dict(settings or {})
+        tuple(table.tolist()),
+        method,
+        len(noise),
+        evaluations + steps,
+        rms,
+        settings=dict(settings or {}),
     )
 
 

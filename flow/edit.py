@@ -2,6 +2,7 @@
 
 FlowEdit        Kulikov et al. 2024, arXiv:2412.08629, algorithm 1
 RF-Inversion    Rout et al. 2024, arXiv:2410.10792, eq. 8 and 15, algorithms 1 and 2
+DirectEdit      arXiv:2605.02417; the formulas here are derived from its description
 """
 
 from collections.abc import Iterator, Sequence
@@ -78,6 +79,48 @@ def flow_edit(
                 v = evaluate(target, x, sigma, number)
             x = x + (sigma_next - sigma) * v
             yield Step(number, sigma, sigma_next, v, x)
+        for watch in watches:
+            watch.settle()
+
+    return steps(data)
+
+
+def direct_edit(source: Velocity, target: Velocity, data: Tensor, sigmas: Tensor) -> Iterator[Step]:
+    """Edit along a recording of the way up: no inverse, but of the source's own flow it returns the data.
+
+        up      z_i = z_{i+1} - h_i v_source(z_{i+1}, σ_i);    d_i = z_{i+1} - z_i is kept;    z_N = data
+        down    x_{i+1} = x_i + h_i v_target(x_i + d_i, σ_i);    x_0 = z_0
+
+    Where the target is the source, x_i + d_i is z_{i+1} itself, and every step of the way down is that of the
+    way up: x_N is the data, whatever the way up was worth. Two evaluations a step, and all d_i in memory.
+
+    Args:
+        source: the velocity that describes `data`.
+        target: the velocity wanted.
+        data: (B, *S).
+        sigmas: falling, (steps + 1,); leave out the first steps to keep the layout.
+
+    Raises:
+        FlowError: sigmas that rise; and as in `euler`.
+    """
+    data, sigmas = prepare(data, sigmas)
+    if sigmas[0] < sigmas[-1]:
+        raise FlowError(
+            f"sigmas must fall, from noise to data; got {float(sigmas[0]):g} to {float(sigmas[-1]):g}"
+        )
+    source, target = watches = Watched(source), Watched(target)
+
+    def steps(z: Tensor) -> Iterator[Step]:
+        ways = list(enumerate(pairwise(sigmas)))
+        kept: list[Tensor] = []
+        for number, (sigma, sigma_next) in reversed(ways):
+            before = z - (sigma_next - sigma) * evaluate(source, z, sigma, number)
+            kept.append(z - before)
+            z = before
+        for number, (sigma, sigma_next) in ways:
+            v = evaluate(target, z + kept.pop(), sigma, number)
+            z = z + (sigma_next - sigma) * v
+            yield Step(number, sigma, sigma_next, v, z)
         for watch in watches:
             watch.settle()
 

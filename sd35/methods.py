@@ -9,9 +9,11 @@ from .fields import setting
 from .kinds import Name, Number, Numbers, Options, Switch, Whole
 from .prompts import Prompts
 
-EditMethod = Literal["inversion", "flow_edit", "rf_inversion"]
+EditMethod = Literal["inversion", "direct_edit", "flow_edit", "rf_inversion"]
 EDITS: Mapping[str, str] = {
     "inversion": "find the picture's noise under its own prompt, and draw from it under the other",
+    "direct_edit": "record the way up, and draw under the other along the recording (DirectEdit, "
+    "arXiv:2605.02417)",
     "flow_edit": "find no noise: follow the difference of the two flows (FlowEdit, arXiv:2412.08629)",
     "rf_inversion": "find noise without a prompt, bent to be typical, and draw from it while being held near "
     "the picture (RF-Inversion, arXiv:2410.10792)",
@@ -21,7 +23,10 @@ Precision = Literal["float32", "model"]
 RefineBy = Literal["gradient", "encoder"]
 CalibrationMethod = Literal["optimal_steps", "acceleration"]
 
-NOT_CALIBRATED = ("schedule", "least_ratio", "images_per_prompt", "solver", "solver_options")
+NOT_CALIBRATED = (
+    *("schedule", "least_ratio", "images_per_prompt", "solver", "solver_options"),
+    *("cache", "cache_threshold"),
+)
 """Settings of a generation that a calibration decides by itself, or has no use for."""
 
 
@@ -32,7 +37,10 @@ def inverses() -> tuple[str, ...]:
     return tuple(flow.METHODS)
 
 
-WITH_SOURCE = {"acts": lambda one: one.method != "rf_inversion", "where": "with inversion and flow_edit"}
+WITH_SOURCE = {
+    "acts": lambda one: one.method != "rf_inversion",
+    "where": "with inversion, direct_edit and flow_edit",
+}
 """In which edits a setting of the picture as it is has an effect."""
 
 
@@ -115,7 +123,7 @@ class Editing(Computing):
     method: EditMethod = setting(
         "inversion",
         Name.of(EditMethod),
-        "inversion, flow_edit or rf_inversion",
+        "inversion, direct_edit, flow_edit or rf_inversion",
         decides="flow",
     )
     strength: float = setting(
@@ -205,6 +213,12 @@ class Calibrating:
         Number(0, 0.9, open=True),
         "what a step leaves of the noise level, at least, so that what is drawn can be inverted; 0.4 will do",
         decides="flow",
+    )
+    budget: int | None = setting(
+        None,
+        Whole(),
+        "find also which of the steps to compute, so many of them, for `sd35 generate --cache`",
+        decides="speed",
     )
 
     def __post_init__(self) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from .errors import SettingsError
-from .kinds import Kind
+from .kinds import Kind, Whole
 
 if TYPE_CHECKING:
     from flow import Calibration
 
 Preset = Literal["reference", "diffusers", "linear", "tailed"]
 """As `flow.schedule.Preset`, which needs torch."""
+
+CACHES = ("none", "velocity", "block")
+"""See `sd35.cache`."""
 
 FORMAT = "sd35.Calibration 1"
 """Of the files of `sd35 calibrate`; the number goes up when a reader of the one before would go wrong."""
@@ -41,6 +44,36 @@ class Schedule(Kind):
                 f"got {value!r}"
             )
         return checked_levels(name, value)
+
+
+@dataclass(frozen=True)
+class Cache(Kind):
+    """The name of a step cache, the steps that are computed (0,1,4 as a text), or the path of their file."""
+
+    argument: ClassVar[Mapping[str, Any]] = {"metavar": "NAME"}
+
+    def check(self, name: str, value: Any) -> str | tuple[int, ...]:
+        """See `Kind`."""
+        if isinstance(value, str) and value in CACHES:
+            return value
+        if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json")):
+            steps = read_calibration(value).computed
+            if steps is None:
+                raise SettingsError(
+                    f"{value} does not say which steps to compute: sd35 calibrate --budget N does"
+                )
+            return tuple(steps)
+        if isinstance(value, str) and value.replace(",", "").isdecimal():
+            value = [int(one) for one in value.split(",") if one]
+        if not isinstance(value, tuple | list):
+            raise SettingsError(
+                f"{name} must be one of {', '.join(CACHES)}, steps as 0,1,4, or a file of sd35 calibrate "
+                f"--budget; got {value!r}"
+            )
+        steps = tuple(Whole(0).check(name, one) for one in value)
+        if not steps or steps[0] != 0 or list(steps) != sorted(set(steps)):
+            raise SettingsError(f"{name} must be rising numbers of steps, from 0 on; got {value!r}")
+        return steps
 
 
 def checked_levels(name: str, value: Sequence[Any]) -> tuple[float, ...]:
@@ -77,6 +110,7 @@ def read_calibration(path: str | Path) -> "Calibration":
         raise SettingsError(f"{path} is no table of noise levels: {error}") from error
     if not isinstance(held, dict) or held.pop("format", None) != FORMAT:
         raise SettingsError(f"{path} is no table of noise levels ({FORMAT}): sd35 calibrate makes one")
+    held.setdefault("computed", None)
     names = {one.name for one in fields(Calibration)}
     if held.keys() != names or not isinstance(held["sigmas"], list):
         raise SettingsError(f"{path} is damaged: expected {', '.join(sorted(names))}")

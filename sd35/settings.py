@@ -13,7 +13,7 @@ from .inputs import PictureSettings
 from .kinds import Name, Number, Options, Text, Whole
 from .loras import Lora, Loras
 from .prompts import Prompts, no_prompt, policies
-from .schedules import Preset, Schedule, solvers
+from .schedules import Cache, Preset, Schedule, solvers
 from .units import SIZE_UNIT
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ VERSION = 1
 NOT_TAKEN = (
     "images_per_prompt",
     *("image", "strength", "start_rule", "mask", "mask_white", "mask_rule", "paste", "feather"),
+    *("cache", "cache_threshold"),
 )
 """Settings of a generation that a picture which is there decides by itself, or that make no sense there."""
 
@@ -142,6 +143,21 @@ class Settings(PictureSettings):
         acts=lambda one: one.schedule == "tailed",
         where="with the schedule tailed",
     )
+    cache: str | tuple[int, ...] = setting(
+        "none",
+        Cache(),
+        "use again what was computed at the last noise levels: none, velocity (as a whole), block (all but "
+        "the first), the steps that are computed, as 0,1,4, or a file of `sd35 calibrate --budget`",
+        decides="speed",
+    )
+    cache_threshold: float | None = setting(
+        None,
+        Number(0, open=True),
+        "relative change at which a step is computed (0.05 of velocity, 0.1 of block where nothing is said)",
+        decides="speed",
+        acts=lambda one: one.cache in ("velocity", "block"),
+        where="with the cache velocity or block",
+    )
     policy: str = setting(
         "reference",
         Name(policies),
@@ -188,6 +204,8 @@ class Settings(PictureSettings):
         if isinstance(self.schedule, tuple) and self.steps != len(self.schedule) - 1:
             text = f" must be {len(self.schedule) - 1}, those of the schedule; got {self.steps}"
             raise fields.fault(self, ["steps"], text)
+        if isinstance(self.cache, tuple) and max(self.cache) >= self.steps:
+            raise fields.fault(self, ["cache"], f" names steps of 0 to {self.steps - 1}, got {self.cache}")
         check_options(f"solver {self.solver!r}", SOLVERS[self.solver].run, self.solver_options)
 
     @property

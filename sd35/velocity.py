@@ -95,6 +95,7 @@ class GuidedVelocity:
         skip: SkipLayer | None = None,
         first: int = 0,
         still_above: float | None = None,
+        cache: Callable[[Velocity], Velocity] | None = None,
         **guidance: Any,
     ) -> None:
         """Join a transformer with encoded prompts.
@@ -112,6 +113,7 @@ class GuidedVelocity:
             skip: skip-layer guidance; its window is a part of `sigmas`.
             first: the step that is run first, in image to image: that window counts from it.
             still_above: the noise level above which the velocity is zero; see `flow.zero_start`.
+            cache: put before the guided velocity of each batch of the transformer; see `sd35.cache`.
             guidance: `combine` and `interval` of `flow.guided`.
 
         Raises:
@@ -130,7 +132,7 @@ class GuidedVelocity:
         self.guidance_scale, self.batch_size = guidance_scale, batch_size
         self.sigmas, self.conditions = sigmas, tuple(conditions)
         self.adjust, self.skip, self.still_above = tuple(adjust), skip, still_above
-        self.first = first
+        self.first, self.cache = first, cache
         self.guidance = guidance
         self._levels = None if sigmas is None else sorted(sigmas.tolist()[:-1])
         self._made: dict[int, list[tuple[slice, Velocity]]] = {}
@@ -239,7 +241,9 @@ class GuidedVelocity:
             adjust=adjust,
             **self.guidance,
         )
-        return velocity if self.still_above is None else zero_start(velocity, self.still_above)
+        if self.still_above is not None:
+            velocity = zero_start(velocity, self.still_above)
+        return velocity if self.cache is None else self.cache(velocity)
 
     def _evaluate(self, texts: Rows, x: Tensor, sigma: Tensor) -> Tensor:
         """One call of the transformer: the samples once for each branch."""
@@ -288,7 +292,11 @@ def _halves(v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def velocity_of(
-    mmdit: MMDiT, settings: Settings, encodings: Sequence[Encoding], conditions: Sequence[Condition] = ()
+    mmdit: MMDiT,
+    settings: Settings,
+    encodings: Sequence[Encoding],
+    conditions: Sequence[Condition] = (),
+    cache: Callable[[Velocity], Velocity] | None = None,
 ) -> GuidedVelocity:
     """The velocity that a generation of these settings follows.
 
@@ -297,6 +305,7 @@ def velocity_of(
         settings: scale, variant of guidance, noise levels, batch size.
         encodings: of each image, and then of the negative prompt, as `Model.encode_each` gives them.
         conditions: what else it is given.
+        cache: as in `GuidedVelocity`.
 
     Raises:
         SettingsError: guidance that does not fit the model or the number of steps.
@@ -312,5 +321,6 @@ def velocity_of(
         batch_size=settings.batch_size,
         conditions=conditions,
         first=settings.left_out,
+        cache=cache,
         **settings.guidance.options(sigmas),
     )

@@ -26,7 +26,7 @@ def bdia(velocity: Velocity, x: Tensor, sigmas: Tensor, *, gamma: float = 0.96) 
     Order 2 at γ = 1 where neighbouring steps are alike; below, order 1. One evaluation a step, never at the
     end. The first step is Euler's. Companion: x₋, as `before`. It is here because it is published and used.
     It is often further from the flow than Euler's method: on guided mixtures 28, 38 and 50 dB in 14, 28 and
-    56 steps, Euler 35, 39 and 44. docs/inversion.md has the same of the embedded model.
+    56 steps, Euler 35, 39 and 44. `benchmarks/inversion.py --tables forward` prints the same of a network.
 
     Args:
         velocity: called as velocity(x, sigma), sigma being (B,).

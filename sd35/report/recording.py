@@ -14,6 +14,7 @@ from vae.image import to_pil
 from ..attention import attention_maps
 from ..attention.quadrants import Grid
 from ..attention.record import BUDGET, WORKSPACE, nbytes_of
+from ..fields import fault
 from ..model import Model
 from ..saved.write import check_output, written
 from ..taps import BudgetError
@@ -78,8 +79,15 @@ class Recorder:
         Raises:
             TapError: the transformer is compiled.
             BudgetError: the attention maps of all pictures together take too much.
+            SettingsError: it has a cache: not every step is computed, and nothing is seen of the others.
         """
         check_watchable(pipe.mmdit)
+        if generation.settings.cache != "none":
+            raise fault(
+                generation.settings,
+                ["cache"],
+                ": a report shows what every step computes; leave the cache out",
+            )
         if attention:
             _check_budget(pipe, generation)
         self._pipe, self._generation, self._with_attention = pipe, generation, attention

@@ -1,7 +1,7 @@
 """A table of noise levels for a model, its prompts and its guidance: the request, and making it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -47,6 +47,11 @@ class Calibrate(Calibrating):
             raise SettingsError(
                 f"steps must be at most {FINE - 2}: a table is chosen from {FINE} levels; "
                 f"got {self.settings.steps}"
+            )
+
+        if self.budget is not None and self.budget > self.settings.steps:
+            raise fields.fault(
+                self, ["budget"], f" must be at most {self.settings.steps}, the steps; got {self.budget}"
             )
 
     @classmethod
@@ -95,7 +100,7 @@ def calibrate(model: Model, request: Calibrate, *, progress: bool = False) -> fl
             bar.update()
             return velocity(x, sigma)
 
-        return flow.calibrate(
+        found = flow.calibrate(
             told,
             noise,
             settings.steps,
@@ -104,3 +109,6 @@ def calibrate(model: Model, request: Calibrate, *, progress: bool = False) -> fl
             least_ratio=request.bound,
             settings=fields.plain(settings),
         )
+        if request.budget is None:
+            return found
+        return replace(found, computed=flow.choose_steps(told, noise, found.table, request.budget))

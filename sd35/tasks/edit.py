@@ -1,6 +1,7 @@
 """From a picture under one prompt to a picture under another; `sd35.methods.Editing` names the ways.
 
-The mathematics of two of them is `flow.flow_edit`, and `flow.toward_noise` with `flow.toward_data`.
+The mathematics of three of them is `flow.direct_edit`, `flow.flow_edit`, and `flow.toward_noise` with
+`flow.toward_data`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ class Edit(Editing):
             raise SettingsError(
                 "a companion is of use to the method inversion at strength 1 only: leave it out"
             )
-        if self.method != "flow_edit" and flow.SOLVERS[self.before.solver].stochastic:
+        if self.method in ("inversion", "rf_inversion") and flow.SOLVERS[self.before.solver].stochastic:
             raise SettingsError(
                 f"{self.before.solver} draws noise at every step: an edit needs a solver without"
             )
@@ -134,6 +135,7 @@ class Edit(Editing):
         """
         idle = {
             "inversion": (("seed",), "with flow_edit and rf_inversion, which draw noise"),
+            "direct_edit": (("seed", "solver", "solver_options"), "with rf_inversion"),
             "flow_edit": (("solver", "solver_options"), "with inversion and rf_inversion"),
         }
         left_out = flow.start_step(self.before.steps, self.strength)
@@ -214,8 +216,7 @@ def edit(model: Model, request: Edit, *, progress: bool = False) -> Edited:
         after = replace(after, control=before.control)
         bar = "inverting" if progress else None
         run = _Run(model, request, latents, before, after, steering, widened, bar)
-        ways = {"inversion": run.inversion, "flow_edit": run.flow_edit, "rf_inversion": run.rf_inversion}
-        steps, notes = ways[request.method]()
+        steps, notes = getattr(run, request.method)()
         for step in take_steps(model, steps, request.sigmas, bar="" if progress else None):
             latents = step.x
         notes = (*source.notes, *request.inputs.notes, *notes)
@@ -253,6 +254,11 @@ class _Run:
                 *notes,
             )
         return self._drawing(self._velocity(self.after), noise, sigmas), notes
+
+    def direct_edit(self) -> Way:
+        """DirectEdit: down under the target along what was recorded on the way up."""
+        before, after = self._velocity(self.before), self._velocity(self.after)
+        return flow.direct_edit(before, after, self.latents, self.request.sigmas), ()
 
     def flow_edit(self) -> Way:
         """FlowEdit: the difference of the two flows."""

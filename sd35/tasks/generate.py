@@ -16,6 +16,7 @@ from flow import companion_of, interpolate
 from textenc import Encoding
 from textenc.prompt import PromptLike
 
+from ..cache import block_cache, check_cache, velocity_cache
 from ..errors import SettingsError
 from ..fitting import pasted
 from ..memory import modulation_first, positions_of
@@ -61,6 +62,7 @@ class Generate:
         if bool(settings.image) != (self.inputs.image is not None):
             raise SettingsError("these settings have an image, which was not read: use Generate.of")
         check_inputs(self.inputs, settings)
+        check_cache(settings)
         if settings.mask and flow.SOLVERS[settings.solver].stochastic:
             raise SettingsError(
                 f"{settings.solver} draws noise at every step, which what the mask keeps does not take part "
@@ -181,8 +183,10 @@ class Generation:
         self.noise: Tensor = (
             draw_noise(generators(settings.seeds), self._shape) if request.noise is None else request.noise
         )
-        conditions: list[Condition] = [*beside(model, inputs), *steering]
-        self._guided = velocity_of(model.mmdit, settings, self.encodings, conditions)
+        conditions: list[Condition] = [*beside(model, inputs), *steering, *block_cache(model.mmdit, settings)]
+        self._guided = velocity_of(
+            model.mmdit, settings, self.encodings, conditions, velocity_cache(settings)
+        )
         self.velocity: flow.Velocity = self._guided
         self.start = self.noise
         if inputs.image is not None:

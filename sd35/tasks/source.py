@@ -116,6 +116,13 @@ def _sized(data: Any, given: Mapping[str, Any], name: str) -> Source:
 
 def _drawn_from_noise(source: Source) -> Source:
     """What a generation from an image came from is not asked for: a way from noise alone is."""
+    if source.saved is not None and source.saved.cache != "none":
+        note = (
+            f"{source.name} was drawn with a cache, which no inverse follows: the noise that is found is "
+            "what would draw it without, near the one that it came from"
+        )
+        saved = replace(source.saved, cache="none", cache_threshold=None)
+        source = replace(source, saved=saved, notes=(*source.notes, note))
     if source.saved is None or not source.saved.image:
         return source
     note = (

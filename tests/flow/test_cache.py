@@ -72,3 +72,64 @@ def test_there_is_no_way_up(toy, noise_for):
             flow.invert(Cached(toy(), TABLE), data, TABLE, method)
     with pytest.raises(FlowError, match="must fall"):
         Cached(toy(), TABLE.flip(0))
+
+
+def test_named_steps_are_computed_and_no_others(toy, noise_for, counted):
+    steps = (0, 1, 2, 5, 9, 20)
+    velocity = counted(toy())
+    cached = Cached(velocity, TABLE, steps=steps)
+    solve(cached, noise_for(), TABLE)
+    assert [step for step, computed in enumerate(cached.computed) if computed] == list(steps)
+    assert velocity.sigmas == TABLE[list(steps)].tolist()
+    for wrong in ((1, 2), (0, 28)):
+        with pytest.raises(FlowError, match="0 to 27, 0 among them"):
+            Cached(toy(), TABLE, steps=wrong)
+
+
+@pytest.mark.parametrize(("reuse", "degree"), [("last", 0), ("line", 1), ("curve", 2)])
+def test_what_is_used_again_is_drawn_through_what_was_computed(reuse, degree):
+    """Exact where the velocity is a polynomial in σ of the degree, and not of the next one."""
+
+    def polynomial(power):
+        return lambda x, sigma: torch.full_like(x, float(sigma[0]) ** power)
+
+    noise = torch.zeros(1, 2, dtype=torch.float64)
+    for power in (degree, degree + 1):
+        found = solve(Cached(polynomial(power), TABLE, steps=(0, 1, 2, 6), reuse=reuse), noise, TABLE)
+        exact = (
+            torch.equal(found.float(), solve(polynomial(power), noise, TABLE).float())
+            or found.sub(solve(polynomial(power), noise, TABLE)).abs().max() < 1e-6
+        )
+        assert exact == (power == degree)
+
+
+def test_nothing_is_used_across_the_end_of_a_window(counted):
+    """Guidance that ends at a level makes another velocity, which a line through both kinds is none of."""
+    window, noise = (0.6, 1.0), torch.zeros(1, 2)
+
+    def velocity(x, sigma):
+        return torch.full_like(x, 2.0 if sigma[0] >= 0.6 else -1.0)
+
+    true = solve(velocity, noise, TABLE)
+    steps = (0, 1, 4, 8, 12, int((TABLE >= 0.6).sum()) + 1, 26)
+    told, untold = (Cached(velocity, TABLE, steps=steps, windows=those) for those in ((window,), ()))
+    torch.testing.assert_close(solve(told, noise, TABLE), true)
+    assert sum(told.computed) == len(steps) + 1  # one more: the first step below the window
+    assert (solve(untold, noise, TABLE) - true).abs().max() > 0.05
+
+
+def test_the_steps_for_a_budget_are_better_than_even_ones(toy, noise_for, counted):
+    velocity, held_out = counted(toy()), noise_for(8, seed=9)
+    found = flow.choose_steps(velocity, noise_for(2), TABLE, 12, rounds=2)
+    assert len(found) == 12
+    assert found[0] == 0
+    even = sorted({round(27 * step / 11) for step in range(12)})
+    true = solve(toy(), held_out, TABLE)
+    near = [
+        float(closeness(solve(Cached(toy(), TABLE, steps=s), held_out, TABLE), true).total_psnr)
+        for s in (even, found)
+    ]
+    assert near[1] > near[0] + 6
+    assert velocity.calls < 2000
+    with pytest.raises(FlowError, match="budget must be 1 to 28"):
+        flow.choose_steps(toy(), noise_for(1), TABLE, 29)

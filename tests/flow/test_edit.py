@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from flow import FlowError, euler, flow_edit, interpolate, last, sigmas, solve, toward_data, toward_noise
+from flow import (
+    FlowError,
+    direct_edit,
+    euler,
+    flow_edit,
+    interpolate,
+    last,
+    sigmas,
+    solve,
+    toward_data,
+    toward_noise,
+)
 
 
 def seeded(seed=0):
@@ -27,6 +38,23 @@ def test_flow_edit_to_the_same_flow_changes_nothing(gaussian, noise_for):
     data = noise_for(2)
     edited = last(flow_edit(gaussian, gaussian, data, sigmas(8), generator=seeded(), average=2)).x
     assert torch.allclose(edited, data, atol=1e-5)
+
+
+def test_a_recording_returns_where_a_way_up_and_down_does_not(toy, noise_for, counted):
+    data, table, velocity = noise_for(2, dtype=torch.float64), sigmas(14).double(), counted(toy(2.0))
+    found = last(direct_edit(velocity, velocity, data, table)).x
+    assert torch.allclose(found, data, rtol=0, atol=1e-12)
+    assert velocity.sigmas == [*table[:-1].flip(0).tolist(), *table[:-1].tolist()]
+    other = last(direct_edit(toy(2.0), toy(1.0), data, table)).x
+    assert (other - data).abs().max() > 1e-3
+
+
+def test_a_recording_moves_gaussian_data_by_the_difference_of_means(pair, noise_for):
+    data = 0.3 + 0.5 * noise_for(2, dtype=torch.float64)
+    edited = last(direct_edit(*pair, data, torch.linspace(1, 0, 101).double())).x
+    assert torch.allclose(edited, data + 0.8, atol=0.05)
+    with pytest.raises(FlowError, match="must fall"):
+        direct_edit(*pair, data, sigmas(4).flip(0))
 
 
 def test_flow_edit_leaves_out_early_steps_to_change_less(pair, noise_for):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import flow
-from sd35 import Settings
+from sd35 import Settings, read_settings
 from sd35.errors import SettingsError
 from sd35.settings import settings_of
 
@@ -59,15 +59,21 @@ def test_the_command_makes_a_table_that_generate_draws_with(model_folder, tmp_pa
     monkeypatch.setattr("sd35.tasks.calibrate.FINE", 12)
     monkeypatch.chdir(tmp_path)
     model = ["-m", str(model_folder)]
-    assert main(["calibrate", "a", "b", "--steps", "4", "--bound", "0.3", "-o", "four.json", *model]) == 0
+    asked = ["--steps", "4", "--bound", "0.3", "--budget", "3"]
+    assert main(["calibrate", "a", "b", *asked, "-o", "four.json", *model]) == 0
     held = json.loads((tmp_path / "four.json").read_text())
     assert held["settings"]["prompts"] == ["a", "b"]
     assert held["samples"] == 2
     levels = held["sigmas"]
     assert all(after >= 0.3 * before * (1 - 1e-6) for before, after in pairwise(levels[:-1]))
-    assert main(["generate", "a", "--schedule", "four.json", "-o", "a.png", *model]) == 0
+    assert len(held["computed"]) == 3
+    table = ["--schedule", "four.json", "--cache", "four.json"]
+    assert main(["generate", "a", *table, "-o", "a.png", *model]) == 0
+    assert read_settings("a.png").cache == tuple(held["computed"])
     assert main(["generate", "--from-image", "a.png", "-o", "again.png", *model]) == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     assert main(["calibrate", "a", "--steps", "4", "-o", "four.json", *model]) == 2
+    assert main(["calibrate", "a", "--steps", "4", "--budget", "5", "-o", "five.json", *model]) == 2
+    assert "--budget must be at most 4" in capsys.readouterr().err
     assert main(["calibrate", "a", "--steps", "4", "--zero-steps", "1", "-o", "five.json", *model]) == 2
     assert "calibrate without" in capsys.readouterr().err

@@ -27,7 +27,7 @@ def test_the_same_prompt_draws_the_same_picture_again(drawn, tmp_path, capsys) -
         assert edited.tobytes() == picture.tobytes()
 
 
-@pytest.mark.parametrize("method", ["inversion", "flow_edit", "rf_inversion"])
+@pytest.mark.parametrize("method", ["inversion", "direct_edit", "flow_edit", "rf_inversion"])
 def test_a_picture_tells_its_own_prompt(drawn, tmp_path, method) -> None:
     output = tmp_path / "edited.png"
     command = ["edit", str(drawn / "picture.png"), "a blue star", "-o", str(output), "--method", method]

@@ -34,6 +34,8 @@ VALUES: dict[str, Any] = {
     "schedule": "linear",
     "schedule_shift": 1.5,
     "least_ratio": 0.25,
+    "cache": "velocity",
+    "cache_threshold": 0.1,
     "policy": "diffusers",
     "missing": "drop",
     "loras": "style.safetensors:0.5",
@@ -67,6 +69,7 @@ VALUES: dict[str, Any] = {
 NEEDS: dict[str, tuple[str, Any]] = {
     "solver_options": ("solver", "leapfrog"),
     "least_ratio": ("schedule", "tailed"),
+    "cache_threshold": ("cache", "velocity"),
     "guidance.apg_parallel": ("guidance.rule", "apg"),
     "guidance.apg_norm": ("guidance.rule", "apg"),
     "guidance.skipped": ("guidance.skip_layer", SkipLayer(2.8, 0.01, 0.2, (7, 8, 9))),

@@ -20,7 +20,7 @@ def own(method: str) -> dict:
     return FIELD if method == "rf_inversion" else OWN | {"source_prompt": "a red circle"}
 
 
-METHODS: list[EditMethod] = ["inversion", "flow_edit", "rf_inversion"]
+METHODS: list[EditMethod] = ["inversion", "direct_edit", "flow_edit", "rf_inversion"]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,9 @@ def psnr(found: torch.Tensor, true: torch.Tensor) -> float:
 def test_the_same_prompt_leaves_the_picture_as_it_is(pipe, result) -> None:
     by_inversion = pipe.edit(result.latents, "a red circle", "a red circle", **OWN)
     assert psnr(by_inversion.latents, result.latents) > 60
-    by_flow = pipe.edit(result.latents, "a red circle", "a red circle", method="flow_edit", seed=9, **OWN)
-    assert psnr(by_flow.latents, result.latents) > 100  # z + noised - data is noised to rounding
+    for options in ({"method": "flow_edit", "seed": 9}, {"method": "direct_edit"}):
+        edited = pipe.edit(result.latents, "a red circle", "a red circle", **options, **OWN)
+        assert psnr(edited.latents, result.latents) > 100  # the same sums, to rounding
 
 
 def test_accuracy_is_that_of_the_inverse(pipe, result) -> None:
@@ -108,7 +109,10 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "wish"}, "method must be one of inversion, flow_edit, rf_inversion; got 'wish'"),
+        (
+            {"method": "wish"},
+            "method must be one of inversion, direct_edit, flow_edit, rf_inversion; got 'wish'",
+        ),
         ({"solver": "sde"}, "an edit needs a solver without"),
         ({"strength": 0.0}, "strength must be above 0"),
         ({"width": 64}, "width: that is told by the picture itself"),
@@ -127,6 +131,9 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
         ),
         ({"accuracy": 0.0}, "accuracy must be positive"),
         ({"gamma": 0.5}, "gamma has no effect here, only with rf_inversion"),
+        ({"method": "direct_edit", "seed": 3}, "seed has no effect here, only with rf_inversion"),
+        ({"method": "direct_edit", "solver": "heun"}, "solver has no effect here, only with rf_inversion"),
+        ({"method": "direct_edit", "accuracy": 0.1}, "accuracy has no effect here, only with the method inv"),
         (
             {"average": 2, "method": "rf_inversion"},
             "average has no effect here, only with flow_edit",
@@ -162,6 +169,7 @@ def test_prompts_and_companions_must_fit(pipe, result) -> None:
     ("method", "order"),
     [
         ("inversion", [3, 2, 1, 0, 1, 2, 3]),
+        ("direct_edit", [3, 2, 1, 0, 1, 2, 3]),
         ("flow_edit", [0, 1, 2, 3]),
         ("rf_inversion", [3, 2, 1, 0, 1, 2, 3]),
     ],

@@ -26,6 +26,8 @@ DRAWN: dict[str, Any] = {
     "schedule": "tailed",
     "schedule_shift": 1.5,
     "least_ratio": 0.25,
+    "cache": (0,),
+    "cache_threshold": 0.1,
     "policy": "diffusers",
     "missing": "drop",
     "rule": "apg",
