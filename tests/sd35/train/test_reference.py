@@ -132,7 +132,7 @@ def test_three_steps_of_a_lora_are_the_scripts(lora, peers, training_sinusoids, 
     gradients = peers.train(named, training, loss, check)
     theirs = {name: golden[f"adamw/after3/{name}"] for name in named}
     errors = peers.reckoned(gradients, dtype)
-    assert peers.assert_weights(named, theirs, gradients, errors, told["lr"]) < 5e-7
+    assert peers.assert_weights(named, theirs, gradients, errors, told["lr"]) < 1e-6
 
 
 def without_key_bias(name, tensor):
