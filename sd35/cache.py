@@ -17,10 +17,10 @@ from torch import Tensor
 import flow
 from mmdit import MMDiT
 
+from .conditions import Call, Condition
 from .evaluation import current_evaluation
 from .fields import fault
 from .settings import Settings
-from .velocity import Call, Condition
 
 THRESHOLDS = {"velocity": 0.05, "block": 0.1}
 """Where nothing is said: of the relative change of the velocity, and of what the first block adds."""
@@ -132,7 +132,7 @@ class FirstBlock:
         self._hits: dict[frozenset[int], bool] = {}  # the decisions of this level, by the images of a call
 
     def __call__(self, call: Call, run: Callable[[Call], Tensor]) -> Tensor:
-        """See `sd35.velocity.Condition`."""
+        """See `sd35.conditions.Condition`."""
         level, images = call.evaluation.sigma, frozenset(call.evaluation.samples)
         if level > self._level:
             self._begin()

@@ -5,6 +5,7 @@ saved form, "is this the same flow" and the documentation are all read off these
 torch, so that `--help` answers at once.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
@@ -156,6 +157,30 @@ def plain(request: Any) -> dict[str, Any]:
         name: None if (value := getattr(request, name)) is None else told.kind.plain(value)
         for name, told in table(request).items()
     }
+
+
+def read(request: type[Request], text: str, format: str, version: int) -> Request:
+    """A request from its saved form: `plain` with "format" and "version", as JSON.
+
+    Raises:
+        SettingsError: this is something else, of another version, or holds values out of range.
+    """
+    try:
+        described = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"saved settings are damaged: {error}") from error
+    if not isinstance(described, dict) or described.pop("format", None) != format:
+        raise SettingsError(f"expected saved settings ({format}), got something else")
+    found = described.pop("version", None)
+    if found != version:
+        raise SettingsError(f"these settings are of version {found}, and this release reads {version}")
+    unknown = sorted(described.keys() - table(request).keys())
+    if unknown or "prompts" not in described:
+        raise SettingsError(f"saved settings are damaged: {', '.join(unknown) or 'prompts'}")
+    try:
+        return request(**described)
+    except ValueError as error:  # a field of another type, a prompt that is none
+        raise SettingsError(f"saved settings are damaged: {error}") from error
 
 
 def deciding(request: Any, *decides: Decides) -> dict[str, Any]:

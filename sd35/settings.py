@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from . import fields
-from .errors import SettingsError
 from .fields import setting
 from .guidance import PLAIN, Guidance, GuidanceKind
 from .inputs import PictureSettings
@@ -285,22 +284,7 @@ class Settings(PictureSettings):
         Raises:
             SettingsError: this is something else, of a later version, or holds values out of range.
         """
-        try:
-            described = json.loads(text)
-        except ValueError as error:
-            raise SettingsError(f"saved settings are damaged: {error}") from error
-        if not isinstance(described, dict) or described.pop("format", None) != FORMAT:
-            raise SettingsError(f"expected saved settings ({FORMAT}), got something else")
-        version = described.pop("version", None)
-        if version != VERSION:
-            raise SettingsError(f"these settings are of version {version}, and this release reads {VERSION}")
-        unknown = sorted(described.keys() - fields.table(cls).keys())
-        if unknown or "prompts" not in described:
-            raise SettingsError(f"saved settings are damaged: {', '.join(unknown) or 'prompts'}")
-        try:
-            return cls(**described)
-        except ValueError as error:  # a field of another type, a prompt that is none
-            raise SettingsError(f"saved settings are damaged: {error}") from error
+        return fields.read(cls, text, FORMAT, VERSION)
 
 
 def settings_of(

@@ -231,6 +231,7 @@ LAYERS = (
     ("methods", "documented"),
     ("saved",),
     ("evaluation",),
+    ("conditions",),
     ("velocity", "adapters", "memory", "cache", "parallel"),
     ("model",),
     ("found",),

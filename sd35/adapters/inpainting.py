@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..velocity import Call
+from ..conditions import Call
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Beside:
     channels: Tensor  # (1 or B, 17, h, w)
 
     def __call__(self, call: Call, run: Callable[[Call], Tensor]) -> Tensor:
-        """See `sd35.velocity.Condition`."""
+        """See `sd35.conditions.Condition`."""
         beside = rows_of(self.channels, call).to(call.latents)
         return run(replace(call, latents=torch.cat([call.latents, beside], dim=1)))
 

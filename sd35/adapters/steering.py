@@ -8,9 +8,9 @@ from torch import Tensor
 
 from mmdit import ControlNet, JointControlNet, MMDiT, spread
 
+from ..conditions import Call
 from ..evaluation import Branch
 from ..inputs import Rule
-from ..velocity import Call
 from .inpainting import rows_of
 
 Net = ControlNet | JointControlNet
@@ -31,7 +31,7 @@ class Steering:
     branches: tuple[Branch, ...] = BOTH
 
     def __call__(self, call: Call, run: Callable[[Call], Tensor]) -> Tensor:
-        """See `sd35.velocity.Condition`."""
+        """See `sd35.conditions.Condition`."""
         evaluation = call.evaluation
         if self.kept is not None and evaluation.step is not None and evaluation.step not in self.kept:
             return run(call)

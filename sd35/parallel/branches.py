@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from ..velocity import Call, Condition
+from ..conditions import Call, Condition
 
 
 def shared_branches(mesh: DeviceMesh) -> Condition:

@@ -18,6 +18,7 @@ from flow.solvers.runge_kutta import SLOPES
 from textenc.prompt import PromptLike
 
 from .. import fields
+from ..conditions import Condition
 from ..device import as_dtype
 from ..errors import SettingsError
 from ..guidance import PLAIN
@@ -26,7 +27,7 @@ from ..model import Model
 from ..noise import draw_noise, generators
 from ..prompts import Prompts
 from ..settings import Settings, settings_of
-from ..velocity import Condition, GuidedVelocity, velocity_of
+from ..velocity import GuidedVelocity, velocity_of
 from .edited import Edited
 from .inputs import NOTHING, Inputs, still_idle
 from .invert import Invert, find_noise, notes_of

@@ -17,6 +17,7 @@ from textenc import Encoding
 from textenc.prompt import PromptLike
 
 from ..cache import block_cache, check_cache, velocity_cache
+from ..conditions import Condition
 from ..errors import SettingsError
 from ..fitting import pasted
 from ..memory import modulation_first, positions_of
@@ -27,7 +28,7 @@ from ..saved.result import Result
 from ..saved.state import State
 from ..settings import Settings, settings_of
 from ..units import LATENT
-from ..velocity import Condition, velocity_of
+from ..velocity import velocity_of
 from .inpaint import beside, keeping, latents_of
 from .inputs import NOTHING, Inputs, check_inputs, take_inputs
 from .steer import steer

@@ -8,8 +8,9 @@ import torch
 import flow
 from flow import guide
 from sd35 import SettingsError, TapError, capture
+from sd35.conditions import Call
 from sd35.evaluation import current_evaluation
-from sd35.velocity import Call, GuidedVelocity
+from sd35.velocity import GuidedVelocity
 
 LONG = "a red circle on the left " * 16  # more than 77 tokens of T5, so a context of its own length
 

@@ -308,4 +308,4 @@ def test_less_memory_is_told_and_draws_the_same_picture(sd35, model_folder, tmp_
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
     status, _, err = sd35(*options, "-o", tmp_path / "c.png", "--memory", "least")
     assert status != 0
-    assert "memory must be one of auto, off, low, lowest; got 'least'" in err
+    assert "memory must be one of auto, off, low, lower, lowest; got 'least'" in err
