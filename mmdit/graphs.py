@@ -1,6 +1,7 @@
 """Forwards that were recorded as CUDA graphs: the card repeats them without waiting for Python."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
@@ -85,8 +86,11 @@ class GraphedForward:
         return GraphedForward(deepcopy(self.model, memo), self.record)
 
     def _record(self, given: tuple[Tensor, ...], skipped: tuple[int, ...], parts: list[object]) -> _Graph:
-        inputs = tuple(one.clone() for one in given)
-        replay, out = self.record(lambda: MMDiT.forward(self.model, *inputs, skip_layers=skipped))
+        inputs, where = tuple(one.clone() for one in given), given[0].device
+        with (
+            torch.cuda.device(where) if where.type == "cuda" else nullcontext()
+        ):  # which may not be the first
+            replay, out = self.record(lambda: MMDiT.forward(self.model, *inputs, skip_layers=skipped))
         return _Graph(inputs, out, replay, parts)
 
 

@@ -154,7 +154,8 @@ def load_found(
     if cuda_graphs:
         check_graphs(device)
     if fp8:
-        check_fp8(device, dtypes_of(device, dtype)["mmdit"], unpack=unpack)
+        computed = dtypes_of(device, dtype)["mmdit"] or found.components["mmdit"].dtype
+        check_fp8(device, computed, unpack=unpack)
     needs = needs_of(found, device, dtype, unpack=unpack, fp8=fp8)
     plan, notes = choose(memory, needs, device, free_memory(device))
     plan = replace(plan, one_by_one=plan.one_by_one or one_by_one)
@@ -164,9 +165,10 @@ def load_found(
             f"({plan}): leave it out, or ask for memory off with one_by_one"
         )
     how = {"one_by_one": plan.one_by_one, "unpack": unpack, "hash_values": hash_values}
-    model = read(found, device, dtype, away=plan.away, **how)
-    if fp8:
+    model = read(found, device, dtype, away=plan.away or fp8, **how)
+    if fp8:  # before it takes a card's memory, which may hold 8 bits and not 16
         use_fp8(model.mmdit)
+        model.mmdit.to("cpu" if plan.away else device)
     offloaded = keep_blocks(model.mmdit, plan, device)
     if plan.by_layers and model.text is not None and isinstance(model.text.t5, Loader):
         model.text = replace(model.text, t5=replace(model.text.t5, by_layers=True))

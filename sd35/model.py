@@ -109,7 +109,8 @@ class Model:
             policy: as in `generate`.
             missing: as in `generate`.
             batch_size: as in `generate`.
-            guidance: the others that `GuidedVelocity` takes: conditions, combine, adjust, interval, ...
+            guidance: the others that `GuidedVelocity` takes: conditions, combine, adjust, interval, ... A
+                model's own numbers, which `generate` takes where nothing is said, count for nothing here.
         """
         if isinstance(prompt, Encoding):
             cond = [prompt.select(index).to(self.device) for index in range(len(prompt))]

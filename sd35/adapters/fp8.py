@@ -41,12 +41,12 @@ def is_fp8(mmdit: nn.Module) -> bool:
     return any(isinstance(module, Fp8Linear) for module in mmdit.modules())
 
 
-def check_fp8(device: torch.device, dtype: torch.dtype | None, *, unpack: bool = False) -> None:
+def check_fp8(device: torch.device, dtype: torch.dtype, *, unpack: bool = False) -> None:
     """See that a device multiplies 8-bit floats, before anything is loaded.
 
     Args:
         device: where the transformer runs.
-        dtype: what it is asked to compute in.
+        dtype: what it computes in.
         unpack: whether weights are to be unpacked.
 
     Raises:
@@ -54,7 +54,7 @@ def check_fp8(device: torch.device, dtype: torch.dtype | None, *, unpack: bool =
     """
     if unpack:
         raise SettingsError("fp8 keeps weights in 8 bits, and unpack does not: leave one of them out")
-    if dtype is not None and dtype.itemsize > 2 and device.type != "cpu":
+    if dtype.itemsize > 2 and device.type != "cpu":
         raise SettingsError("fp8 has no effect in float32: ask for bfloat16 or float16, or leave it out")
     if device.type == "cuda":
         capability = cast(tuple[int, int], torch.cuda.get_device_capability(device))

@@ -111,8 +111,14 @@ class Edit(Editing):
         given_before = _of_source(source, own, shared)
         before, notes = source_settings(source, given_before, variant=variant, shift=shift)
         source = replace(source, notes=(*source.notes, *notes))
+        base = before
+        if (
+            source.saved is None and own.get("source_guidance_scale") is not None
+        ):  # which is not the new one's
+            of_both = _of_source(source, {**own, "source_guidance_scale": None}, shared)
+            base, _ = source_settings(source, of_both, variant=variant, shift=shift)
         target = {name: value for name, value in shared.items() if name in OF_TARGET}
-        after = settings_of({"seed": before.seed or 0, **target, "prompts": prompt}, before)
+        after = settings_of({"seed": before.seed or 0, **target, "prompts": prompt}, base)
         one_for_all = len(after.prompts) == 1
         after = replace(after, images_per_prompt=source.count if one_for_all else 1)
         how = Editing(**own)
@@ -134,18 +140,15 @@ class Edit(Editing):
         Raises:
             SettingsError: one of those given has none.
         """
-        idle = {
-            "inversion": (("seed",), "with flow_edit and rf_inversion, which draw noise"),
-            "direct_edit": (("seed", "solver", "solver_options"), "with rf_inversion"),
-            "flow_edit": (("solver", "solver_options"), "with inversion and rf_inversion"),
-        }
+        seed = (("seed",), "with flow_edit and rf_inversion, which draw noise")
+        solver = (("solver", "solver_options"), "with inversion and rf_inversion")
+        idle = {"inversion": [seed], "direct_edit": [seed, solver], "flow_edit": [solver]}
         left_out = flow.start_step(self.before.steps, self.strength)
         if "guidance" in given and 0 < self.after.guidance.zero_steps <= left_out:
             raise still_idle(self.after, self.strength, left_out)
-        names, where = idle.get(self.method, ((), ""))
-        for name in names:
-            if name in given:
-                raise fields.idle(self.after, name, where)
+        for names, where in idle.get(self.method, []):
+            if named := [name for name in names if name in given]:
+                raise fields.idle(self.after, named[0], where)
 
     @property
     def undoes(self) -> bool:

@@ -1,7 +1,7 @@
 """Drawing pictures that bear a mark in their noise, and finding it again in the pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -83,6 +83,8 @@ class Sought:
     shares: Tensor
     """(B,), the share of keys that agree with a picture's noise as well as this one does, itself included: of
     pictures without the mark, one in a hundred is at most 0.01."""
+    sought: Marking
+    """The mark, and the key of the first picture."""
 
     @property
     def found(self) -> tuple[bool, ...]:
@@ -90,12 +92,15 @@ class Sought:
         return tuple((self.shares <= FOUND).tolist())
 
     def again(self, **given: Any) -> "Sought":
-        """Look for another key or another mark, settings of `Marking`, in the same noise: that costs nothing.
+        """Look for another `key` or another `mark` in the same noise: that costs nothing.
 
         Raises:
-            SettingsError: a key out of range, or no such mark.
+            SettingsError: a key out of range, no such mark, or another setting.
         """
-        return _look(self.noise, Marking(**given))
+        own, others = split_by_table(Marking, given)
+        if others:
+            raise SettingsError(f"{', '.join(others)}: key and mark alone can be others in the same noise")
+        return _look(self.noise, replace(self.sought, **own))
 
 
 def find(
@@ -134,7 +139,7 @@ def find(
 def _look(noise: Tensor, how: Marking) -> Sought:
     """Compare noise with the mark that each of its pictures should have."""
     keys = range(how.key, how.key + len(noise))
-    return Sought(noise, shares_as_good(MARKS[how.mark](noise.shape[1:]), noise, keys))
+    return Sought(noise, shares_as_good(MARKS[how.mark](noise.shape[1:]), noise, keys), how)
 
 
 def check_marking(given: Mapping[str, Any]) -> None:

@@ -73,8 +73,10 @@ def test_a_mark_is_put_and_looked_for_in_a_file(pipe, tmp_path) -> None:
     for given in ({"key": 9}, {"key": 8, "mark": "gaussian_shading"}):
         anew = pipe.find_watermark(paths[1], steps=1, **given)
         assert torch.equal(sought.again(**given).shares, anew.shares)
-    with pytest.raises(SettingsError, match="mark must be one of"):
-        sought.again(key=8, mark="rings")
+    assert torch.equal(sought.again(mark="tree_rings").shares, sought.shares)
+    for wrong, said in (({"mark": "rings"}, "mark must be one of"), ({"steps": 2}, "key and mark alone")):
+        with pytest.raises(SettingsError, match=said):
+            sought.again(**wrong)
 
 
 def test_the_command_puts_and_finds(model_folder, tmp_path, capsys) -> None:

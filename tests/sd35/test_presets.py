@@ -57,6 +57,7 @@ def test_options_override_and_are_not_said() -> None:
     request = Generate.of("a circle", {"guidance": {"rescale": 0.5}}, variant="sd3.5-medium")
     assert request.settings.guidance.rescale == 0.5
     assert request.settings.guidance.skip_layer is not None
+    assert "skip-layer guidance" in request.notes[0]
 
 
 def test_saved_settings_have_numbers_of_their_own() -> None:
@@ -94,6 +95,10 @@ def test_what_carries_no_settings_is_of_the_models_own_flow() -> None:
         "sd3.5-medium as reference runs it: guidance scale 5, shift 3, skip-layer guidance; options override",
     )
     assert inverting.source.notes == editing.source.notes == note
+    given = {"source_guidance_scale": 1.0}  # of the picture that is there, and not of the new one
+    editing = Edit.of(latents, "a square", "a circle", given, variant="sd3.5-medium")
+    assert (editing.before.guidance_scale, editing.before.guidance) == (1.0, PLAIN)
+    assert (editing.after.guidance_scale, editing.after.guidance) == (drawn.guidance_scale, drawn.guidance)
 
 
 def test_a_calibration_is_for_the_models_own_numbers() -> None:

@@ -95,4 +95,4 @@ def test_fp8_is_refused_where_it_cannot_be(model_folder, monkeypatch) -> None:
     with pytest.raises(SettingsError, match="no effect in float32"):
         check_fp8(CUDA, torch.float32)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    check_fp8(CUDA, None)
+    check_fp8(CUDA, torch.float16)

@@ -131,8 +131,14 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
         ),
         ({"accuracy": 0.0}, "accuracy must be positive"),
         ({"gamma": 0.5}, "gamma has no effect here, only with rf_inversion"),
-        ({"method": "direct_edit", "seed": 3}, "seed has no effect here, only with rf_inversion"),
-        ({"method": "direct_edit", "solver": "heun"}, "solver has no effect here, only with rf_inversion"),
+        (
+            {"method": "direct_edit", "seed": 3},
+            "seed has no effect here, only with flow_edit and rf_inversion",
+        ),
+        (
+            {"method": "direct_edit", "solver": "heun"},
+            "solver has no effect here, only with inversion and rf_inversion",
+        ),
         ({"method": "direct_edit", "accuracy": 0.1}, "accuracy has no effect here, only with the method inv"),
         (
             {"average": 2, "method": "rf_inversion"},
