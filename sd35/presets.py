@@ -8,8 +8,9 @@ the pipeline's own defaults, which are the same for all models. The announcement
 (huggingface.co/blog/sd3-5) has 40 and 4.5, as Stability's code; the card counts here.
 
 The embedded model is guided where σ is 0.7 or more alone (a limited interval: Kynkäänniemi et al. 2024,
-arXiv:2404.07724). Guided everywhere it overshoots: 94 of 100 prompts of one shape come out right, and all 100
-with the interval (docs/pictures.md); and guidance at low noise is what cannot be inverted (docs/inversion.md).
+arXiv:2404.07724). Guided everywhere it overshoots: 94 of 100 prompts of one shape come out right, and all
+100 with the interval (docs/pictures.md); and guidance at low noise is what cannot be inverted
+(docs/inversion.md).
 """
 
 from collections.abc import Collection, Mapping

@@ -117,7 +117,7 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
         ({"strength": 0.0}, "strength must be above 0"),
         ({"width": 64}, "width: that is told by the picture itself"),
         ({"method": "flow_edit", "solver": "heun"}, "solver has no effect here, only with inversion and rf"),
-        ({"seed": 3}, "seed has no effect here, only with flow_edit and rf_inversion"),
+        ({"seed": 3}, "seed has no effect here, only with flow_edit"),
         ({"negative": "c", "guidance_scale": 1}, "negative has no effect here, only with a guidance scale"),
         ({"colour": 1}, "there is no setting colour; there are precision, method, strength"),
         ({"average": 0, "method": "flow_edit"}, "average must be a whole number of at least 1"),
@@ -133,11 +133,11 @@ def test_pictures_are_saved_without_settings(pipe, result, tmp_path) -> None:
         ({"gamma": 0.5}, "gamma has no effect here, only with rf_inversion"),
         (
             {"method": "direct_edit", "seed": 3},
-            "seed has no effect here, only with flow_edit and rf_inversion",
+            "seed has no effect here, only with flow_edit",
         ),
         (
             {"method": "direct_edit", "solver": "heun"},
-            "solver has no effect here, only with inversion and rf_inversion",
+            "solver has no effect here, only with inversion",
         ),
         ({"method": "direct_edit", "accuracy": 0.1}, "accuracy has no effect here, only with the method inv"),
         (
