@@ -4,6 +4,9 @@ BudCache (arXiv:2606.13496) searches the choice whose run ends nearest to the ru
 search is a descent: one computed step at a time is moved to where it helps most, until no move helps.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -18,7 +21,14 @@ REACH = 3
 
 
 def choose_steps(
-    velocity: Velocity, noise: Tensor, sigmas: Tensor, budget: int, *, reuse: Reuse = "line", rounds: int = 4
+    velocity: Velocity,
+    noise: Tensor,
+    sigmas: Tensor,
+    budget: int,
+    *,
+    reuse: Reuse = "line",
+    rounds: int = 4,
+    windows: Sequence[tuple[float, float]] = (),
 ) -> tuple[int, ...]:
     """The steps of Euler's method that are best computed, where the others use the last ones again.
 
@@ -29,39 +39,66 @@ def choose_steps(
         velocity: of the flow, guided as it will be used.
         noise: starts, (B, *S); 4 will do.
         sigmas: the table, (steps + 1,).
-        budget: how many steps are computed, the first included.
+        budget: how many steps are computed, the first included, and those which `windows` force.
         reuse: as in `Cached`.
         rounds: at most, of moving each computed step once.
+        windows: as in `Cached`; the first step on the other side of an end is computed and not moved.
 
     Raises:
-        FlowError: a budget that is not in 1 ... steps.
+        FlowError: a budget that is not in 1 ... steps, or below the number of steps that must be computed.
     """
     count = len(sigmas) - 1
     if not 1 <= budget <= count:
         raise FlowError(f"budget must be 1 to {count}, the steps of the table; got {budget}")
-    search = _Search(velocity, noise, sigmas, reuse)
-    chosen = sorted({round(float(place)) for place in torch.linspace(0, count - 1, budget)})
+    forced = _forced(sigmas, windows)
+    if budget < len(forced):
+        raise FlowError(f"budget must be at least {len(forced)}, as steps {sorted(forced)} must be computed")
+    search = _Search(velocity, noise, sigmas, reuse, windows)
+    chosen = _even(count, budget, forced)
     least = search.error(chosen)
     for _ in range(rounds):
         before = least
         for place in range(1, budget):
             for step in range(chosen[place] - REACH, chosen[place] + REACH + 1):
                 other = sorted({*chosen[:place], step, *chosen[place + 1 :]})
-                if len(other) < budget or other[0] != 0 or other[-1] >= count:
+                if len(other) < budget or not 0 <= step < count or not forced <= set(other):
                     continue
                 error = search.error(other)
                 if error < least:
                     least, chosen = error, other
+                search.keep(chosen)
         if least == before:
             break
     return tuple(chosen)
 
 
+def _forced(sigmas: Tensor, windows: Sequence[tuple[float, float]]) -> set[int]:
+    """The steps that `Cached` computes in any case: the first of all, and of each side of a window."""
+    kinds = [tuple(low <= level <= high for low, high in windows) for level in sigmas.tolist()[:-1]]
+    return {0, *(step for step, (before, kind) in enumerate(pairwise(kinds), 1) if before != kind)}
+
+
+def _even(count: int, budget: int, forced: set[int]) -> list[int]:
+    """Steps far from each other, the nearest of which gave way to those that are forced."""
+    chosen = {round(float(place)) for place in torch.linspace(0, count - 1, budget)}
+    for step in sorted(forced - chosen):
+        chosen.remove(min(sorted(chosen - forced), key=lambda other: abs(other - step)))
+        chosen.add(step)
+    return sorted(chosen)
+
+
 class _Search:
     """Runs with a choice of steps, and how far they end from the run that computes all."""
 
-    def __init__(self, velocity: Velocity, noise: Tensor, sigmas: Tensor, reuse: Reuse) -> None:
-        self.velocity, self.noise, self.sigmas = velocity, noise, sigmas
+    def __init__(
+        self,
+        velocity: Velocity,
+        noise: Tensor,
+        sigmas: Tensor,
+        reuse: Reuse,
+        windows: Sequence[tuple[float, float]],
+    ) -> None:
+        self.velocity, self.noise, self.sigmas, self.windows = velocity, noise, sigmas, windows
         self.reuse: Reuse = reuse
         self.end = last(euler(velocity, noise, sigmas)).x
         self.known: dict[tuple[int, ...], float] = {}
@@ -71,10 +108,17 @@ class _Search:
         """The root mean square over the starts."""
         key = tuple(steps)
         if key not in self.known:
-            cached = Cached(_Known(self, key), self.sigmas, steps=steps, reuse=self.reuse)
+            cached = Cached(
+                _Known(self, key), self.sigmas, steps=steps, reuse=self.reuse, windows=self.windows
+            )
             end = last(euler(cached, self.noise, self.sigmas)).x
             self.known[key] = float(rms(end - self.end).square().mean().sqrt())
         return self.known[key]
+
+    def keep(self, chosen: list[int]) -> None:
+        """Forget the velocities of other choices: a search computes hundreds, too many for a card."""
+        begins = (tuple(chosen[:length]) for length in range(1, len(chosen) + 1))
+        self.velocities = {begin: self.velocities[begin] for begin in begins if begin in self.velocities}
 
 
 class _Known:

@@ -4,11 +4,10 @@ EasyCache (arXiv:2507.02860) in the terms of a flow. Between computed evaluation
 velocity changes for a change of the state, k = |v - v_last| / |x - x_last|, and adds up from step to step
 what is expected since the last one, E ← E + k |x - x_prev| / |v_last|. While E stays below a threshold the
 velocity is not computed. A fixed choice of steps (BudCache, arXiv:2606.13496; `flow.budget` finds one) needs
-no such estimate, and no look at a value on the device.
+no such estimate. Either way a call waits for the device, to know the noise level.
 
-Between computed steps the velocity follows the line in σ through the last two: on a guided mixture of normal
-distributions, 28 steps of which 20 are computed end 83 dB from the run without a cache, and 61 with the last
-velocity as it was, or 63 with EasyCache's form; of 15 computed, 62, 26 and 26.
+Between computed steps the velocity follows the line in σ through the last two, which is nearer than the last
+velocity as it was, or EasyCache's form, while no gap is long: docs/caches.md has figures and their command.
 
 What is cached is the guided velocity as a whole: the branches of guidance are computed or left out together,
 with whatever conditions add to them, and their difference is never one of an old and a new half.
@@ -61,8 +60,8 @@ class Cached:
             reuse: "last" is the last computed velocity; "line" the line in σ through the last two, and
                 "curve" the parabola through three, or what there is; "residual" is EasyCache's own,
                 x + (v_last - x_last), which adds what x moved.
-            steps: those that are computed, counted from 0, in place of what threshold and first decide; and
-                those before which nothing of their kind (see `windows`) was.
+            steps: those that are computed, counted from 0, in place of what threshold and first decide. A
+                step that is the first inside or outside a window is computed as well.
             windows: noise levels, ends included, inside of which the velocity is of another kind: guided, or
                 steered. What was computed on one side of an end is not used on the other.
 
@@ -101,10 +100,11 @@ class Cached:
         level = float(sigma.reshape(-1)[0])
         if bool((sigma != level).any()):
             raise FlowError("a cache needs one noise level for the whole batch")
-        if level >= self._levels[0] or (self._before is not None and self._before.shape != x.shape):
-            if level < self._level or self._before is None or self._before.shape != x.shape:
-                self._begin()
-        elif level > self._level:
+        upward = level > self._level
+        other = self._before is not None and self._before.shape != x.shape
+        if other or (upward and level >= self._levels[0]):
+            self._begin()
+        elif upward:
             raise FlowError("a cached velocity is no function of x and sigma: it cannot be followed upward")
         kind = tuple(low <= level <= high for low, high in self.windows)
         if kind != self._kind:

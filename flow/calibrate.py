@@ -36,7 +36,7 @@ class Calibration:
     samples: int
     """Starts that it was made from."""
     evaluations: int
-    """Of the velocity, each for all the starts together."""
+    """Of the velocity, each for all the starts together. `sd35 calibrate --budget` adds its search's."""
     rms: float
     """How far Euler's method on this table ends from the fine one, root mean square over the starts."""
     computed: tuple[int, ...] | None = None

@@ -8,6 +8,7 @@
 What is drawn with one is near what is drawn without, and has no inverse: docs/caches.md has both in numbers.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from .fields import fault
 from .settings import Settings
 
 THRESHOLDS = {"velocity": 0.05, "block": 0.1}
-"""Where nothing is said: of the relative change of the velocity, and of what the first block adds."""
+"""Defaults: the relative change of the velocity, and of what the first block adds."""
 FIRST = 4
 """Levels at the start that are computed in any case, as is the last: there the picture is decided."""
 
@@ -66,7 +67,9 @@ def velocity_cache(settings: Settings) -> Callable[[flow.Velocity], flow.Velocit
 
 def block_cache(mmdit: MMDiT, settings: Settings) -> list[Condition]:
     """The condition that caches blocks, to stand next to the transformer; none where it is not asked for."""
-    return [FirstBlock(mmdit, settings.levels, threshold_of(settings))] if settings.cache == "block" else []
+    if settings.cache != "block":
+        return []
+    return [FirstBlock(mmdit, settings.levels, threshold_of(settings), windows_of(settings))]
 
 
 def threshold_of(settings: Settings) -> float:
@@ -76,16 +79,23 @@ def threshold_of(settings: Settings) -> float:
 
 
 def windows_of(settings: Settings) -> list[tuple[float, float]]:
-    """Noise levels inside of which the velocity is of another kind: guided, with layers left out, steered."""
+    """Noise levels in which the velocity is of another kind: guided, zero, with layers left out, steered."""
     guidance, sigmas, levels = settings.guidance, settings.sigmas, settings.levels
     found = [guidance.interval] if settings.guidance_scale != 1 else []
+    if guidance.zero_steps:
+        found.append((_above(sigmas[guidance.zero_steps]), 1.0))
     if guidance.skip_layer is not None:
         window = guidance.skip_layer.window(sigmas, settings.left_out)
         found += [window] if window else []
     for control in settings.control or ():
-        steps = list(control.kept(len(levels) - 1))
-        found += [(float(levels[steps[-1]]), float(levels[steps[0]]))] if steps else []
+        steps = control.kept(len(levels) - 1)
+        found += [(_above(levels[max(steps) + 1]), float(levels[min(steps)]))] if steps else []
     return [window for window in found if window != (0.0, 1.0)]
+
+
+def _above(level: Tensor) -> float:
+    """The end of a window of whole steps: all that lies above the level at which the last of them ends."""
+    return math.nextafter(float(level), math.inf)
 
 
 @dataclass
@@ -106,28 +116,33 @@ class FirstBlock:
     one; those after the others are within what is kept, and are not added again. Rows are kept by image and
     branch: with and without the prompt, and with layers left out, each has its own. The first call at a level
     decides, by its row that changed most, and the other branches follow, so that guidance never takes the
-    difference of an old and a new velocity. Finding out costs a computed step one block more.
+    difference of an old and a new velocity. Where a window begins, as of skip-layer guidance, there is a
+    branch of which nothing is kept, and all are computed. Finding out costs a computed step one block more.
 
     Attributes:
         computed: of each level since the beginning, whether all blocks ran.
     """
 
-    def __init__(self, mmdit: MMDiT, sigmas: Tensor, threshold: float) -> None:
+    def __init__(
+        self, mmdit: MMDiT, sigmas: Tensor, threshold: float, windows: Sequence[tuple[float, float]] = ()
+    ) -> None:
         """Keep the blocks of a transformer along a falling table.
 
         Args:
             mmdit: the transformer.
             sigmas: the levels of the steps that will be taken, (steps + 1,).
             threshold: of the mean change of what the first block adds, relative to its mean size.
+            windows: noise levels, ends included, with other branches or residuals; see `windows_of`.
         """
         levels = sigmas.tolist()
-        self.mmdit, self.threshold = mmdit, threshold
+        self.mmdit, self.threshold, self.windows = mmdit, threshold, tuple(windows)
         self._warm, self._end = levels[min(FIRST, len(levels) - 1)], levels[-2]
         self._begin()
 
     def _begin(self) -> None:
         self.computed: list[bool] = []
         self._level = float("inf")
+        self._inside: set[tuple[float, float]] = set()  # the windows that this level lies in
         self._kept: dict[Any, _Kept] = {}
         self._hits: dict[frozenset[int], bool] = {}  # the decisions of this level, by the images of a call
 
@@ -138,6 +153,10 @@ class FirstBlock:
             self._begin()
         if level != self._level:
             self._level, self._hits = level, {}
+            inside = {(low, high) for low, high in self.windows if low <= level <= high}
+            if inside - self._inside:
+                self._kept = {}
+            self._inside = inside
         if 0 in call.skip_layers:
             return run(call)
         steered = call.residuals is not None

@@ -217,7 +217,8 @@ class Calibrating:
     budget: int | None = setting(
         None,
         Whole(),
-        "find also which of the steps to compute, so many of them, for `sd35 generate --cache`",
+        "find also which of the steps to compute, so many of them, for `sd35 generate --cache`; the first "
+        "after an end of a guidance interval is always one",
         decides="speed",
     )
 

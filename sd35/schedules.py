@@ -57,12 +57,11 @@ class Cache(Kind):
         if isinstance(value, str) and value in CACHES:
             return value
         if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json")):
-            steps = read_calibration(value).computed
-            if steps is None:
+            path, value = value, read_calibration(value).computed
+            if value is None:
                 raise SettingsError(
-                    f"{value} does not say which steps to compute: sd35 calibrate --budget N does"
+                    f"{path} does not say which steps to compute: sd35 calibrate --budget N does"
                 )
-            return tuple(steps)
         if isinstance(value, str) and value.replace(",", "").isdecimal():
             value = [int(one) for one in value.split(",") if one]
         if not isinstance(value, tuple | list):

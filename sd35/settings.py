@@ -146,7 +146,8 @@ class Settings(PictureSettings):
         "none",
         Cache(),
         "use again what was computed at the last noise levels: none, velocity (as a whole), block (all but "
-        "the first), the steps that are computed, as 0,1,4, or a file of `sd35 calibrate --budget`",
+        "the first), the steps that are computed, as 0,1,4, or the file of `sd35 calibrate --budget` that is "
+        "--schedule too",
         decides="speed",
     )
     cache_threshold: float | None = setting(

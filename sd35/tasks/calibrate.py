@@ -12,6 +12,7 @@ from flow.calibrate import FINE
 from textenc.prompt import PromptLike
 
 from .. import fields
+from ..cache import windows_of
 from ..errors import SettingsError
 from ..methods import NOT_CALIBRATED, Calibrating
 from ..model import Model
@@ -53,6 +54,10 @@ class Calibrate(Calibrating):
             raise fields.fault(
                 self, ["budget"], f" must be at most {self.settings.steps}, the steps; got {self.budget}"
             )
+        ends = sum((low > 0) + (high < 1) for low, high in windows_of(self.settings))
+        if self.budget is not None and self.budget <= ends:
+            why = f" must be at least {1 + ends}, the first step and that after each end of guidance"
+            raise fields.fault(self, ["budget"], f"{why}; got {self.budget}")
 
     @classmethod
     def of(
@@ -94,9 +99,12 @@ def calibrate(model: Model, request: Calibrate, *, progress: bool = False) -> fl
     shape = model.latents_shape(settings.width, settings.height)
     noise = draw_noise(generators(settings.seeds), shape).to(model.device)
     teacher = flow.sigmas(FINE, settings.schedule_shift, "tailed")
+    evaluations = 0
     with tqdm(desc="calibrating", unit="evaluation", disable=not progress) as bar:
 
         def told(x: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
             bar.update()
             return velocity(x, sigma)
 
@@ -111,4 +119,6 @@ def calibrate(model: Model, request: Calibrate, *, progress: bool = False) -> fl
         )
         if request.budget is None:
             return found
-        return replace(found, computed=flow.choose_steps(told, noise, found.table, request.budget))
+        windows = windows_of(settings)
+        chosen = flow.choose_steps(told, noise, found.table, request.budget, windows=windows)
+        return replace(found, computed=chosen, evaluations=evaluations)

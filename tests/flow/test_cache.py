@@ -36,6 +36,18 @@ def test_a_second_run_begins_anew(toy, noise_for):
     assert torch.equal(solve(cached, noise_for(2), TABLE), alone)  # and so does another batch
 
 
+@pytest.mark.parametrize(
+    "options", [{"steps": (0, 3, 5)}, {"threshold": 0.5, "first": 1}], ids=["steps", "threshold"]
+)
+def test_a_second_run_uses_nothing_of_the_first(options, toy, noise_for):
+    cached = Cached(toy(), TABLE, **options)
+    first = solve(cached, noise_for(), TABLE)
+    computed = list(cached.computed)
+    assert torch.equal(solve(cached, noise_for(), TABLE), first)
+    assert cached.computed == computed
+    assert len(computed) == 28
+
+
 def test_branches_are_computed_together(toy, noise_for, counted):
     """The guided difference is never that of an old and a new half."""
     cond, uncond = counted(toy(1.0)), counted(toy(0.0))
@@ -133,3 +145,34 @@ def test_the_steps_for_a_budget_are_better_than_even_ones(toy, noise_for, counte
     assert velocity.calls < 2000
     with pytest.raises(FlowError, match="budget must be 1 to 28"):
         flow.choose_steps(toy(), noise_for(1), TABLE, 29)
+
+
+def test_a_budget_counts_what_a_window_forces(toy, noise_for):
+    """What is chosen is what is computed, and judged as it is drawn: without a line across the end."""
+    windows, noise, table = ((0.5, 1.0),), noise_for(2), sigmas(10)
+    after = int((table >= 0.5).sum())
+    assert after not in {0, 3, 6, 9}  # not even by chance
+    for rounds in (0, 2):
+        chosen = flow.choose_steps(toy(), noise, table, 4, rounds=rounds, windows=windows)
+        cached = Cached(toy(), table, steps=chosen, windows=windows)
+        solve(cached, noise, table)
+        assert [step for step, computed in enumerate(cached.computed) if computed] == list(chosen)
+        assert len(chosen) == 4
+        assert after in chosen
+    with pytest.raises(FlowError, match="at least 2, as steps"):
+        flow.choose_steps(toy(), noise, table, 1, windows=windows)
+
+
+def test_a_search_keeps_the_velocities_of_its_choice_alone(toy, noise_for, monkeypatch):
+    held = []
+    true = flow.budget._Search.error
+
+    def error(search, steps):
+        found = true(search, steps)
+        held.append(len(search.velocities))
+        return found
+
+    monkeypatch.setattr(flow.budget._Search, "error", error)
+    flow.choose_steps(toy(), noise_for(1), sigmas(10), 5, rounds=2)
+    assert len(held) > 20
+    assert max(held) <= 2 * 5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import flow
-from sd35 import GuidedVelocity, SettingsError
+from sd35 import Control, GuidedVelocity, SettingsError
 from sd35.cache import FIRST, FirstBlock, windows_of
 from sd35.settings import settings_of
 
@@ -37,10 +37,12 @@ class Steered:
         return run(call.with_residuals(list(made), 2))
 
 
-def velocities(pipe, threshold, *, negative="", conditions=(), prompts=(PROMPT,), **options) -> Any:
+def velocities(
+    pipe, threshold, *, negative="", conditions=(), prompts=(PROMPT,), windows=(), **options
+) -> Any:
     """The guided velocity without a cache, with one, the cache, and what the transformer was called for."""
     cond, uncond = [pipe.encode_prompt(prompt) for prompt in prompts], pipe.encode_prompt(negative)
-    watch, cache = Watch(), FirstBlock(pipe.mmdit, TABLE, threshold)
+    watch, cache = Watch(), FirstBlock(pipe.mmdit, TABLE, threshold, windows)
     made = [
         GuidedVelocity(pipe.mmdit, cond, uncond, 4.5, sigmas=TABLE, conditions=those, **options)
         for those in (conditions, [*conditions, cache, watch])
@@ -130,11 +132,11 @@ def test_the_velocity_is_computed_where_the_steps_say(pipe) -> None:
     try:
         pipe.generate("a", steps=6, cache=(0, 2, 5), guidance_scale=1)
         own, seen[:] = list(seen), []
-        pipe.generate("a", steps=6, cache=(0, 2, 5), guidance={"zero_steps": 1})
+        pipe.generate("a", steps=6, cache=(0, 2, 5), guidance_scale=1, guidance={"zero_steps": 1})
     finally:
         handle.remove()
     assert own == flow.sigmas(6)[[0, 2, 5]].tolist()
-    assert seen[0] == own[1]
+    assert seen == flow.sigmas(6)[[1, 2, 5]].tolist()  # the zero of step 0 is no velocity to be used again
 
 
 @pytest.mark.parametrize(
@@ -172,3 +174,31 @@ def test_the_ends_of_guidance_and_of_skipping_are_told() -> None:
     found = windows_of(settings_of({"prompts": "a", "guidance": guidance}))
     assert found == [(0.7, 1.0), SKIP.window(sigmas)]
     assert windows_of(settings_of({"prompts": "a"})) == []
+
+
+def test_a_window_of_whole_steps_ends_where_the_last_of_them_does() -> None:
+    """A solver may ask between two levels of the table."""
+    sigmas = flow.sigmas(8).tolist()
+    control = Control(source="net.safetensors", image="edges.png", start=0.25, end=0.5)
+    settings = settings_of({"prompts": "a", "steps": 8, "guidance": {"zero_steps": 2}, "control": control})
+    (_, top), steered = windows_of(settings)
+    for (low, high), first, end in (((_, top), 0, 2), (steered, 2, 4)):
+        assert high == sigmas[first]
+        assert sigmas[end] < low < sigmas[end] + 1e-9
+
+
+@pytest.mark.parametrize("negative", ["", LONG], ids=["together", "apart"])
+@pytest.mark.parametrize("window", ["skipping", "interval"])
+def test_where_a_window_begins_all_branches_are_computed(pipe, noise, window, negative) -> None:
+    low, skip = float(TABLE[FIRST + 3]), flow.SkipLayer(2.0, 0.55, 0.9, (1,))
+    options: dict[str, Any] = {"skip": skip} if window == "skipping" else {"interval": (0, low)}
+    windows = [skip.window(TABLE) if window == "skipping" else (0, low)]
+    _, cached, cache, watch = velocities(pipe, 1e9, negative=negative, windows=windows, **options)
+    flow.solve(cached, noise[:1], TABLE)
+    assert cache.computed == [*[True] * FIRST, *[False] * 3, True, *[False] * 3, True]
+    for level, computed in zip(TABLE.tolist(), cache.computed, strict=False):
+        # The layers that skip-layer guidance leaves out are as many as a hit does.
+        left_out = {
+            blocks for sigma, names, blocks in watch.calls if sigma == level and "skipped" not in names
+        }
+        assert left_out == {0 if computed else pipe.mmdit.config.depth - 1}

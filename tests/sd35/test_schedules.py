@@ -9,6 +9,7 @@ import torch
 import flow
 from sd35 import Settings, read_settings
 from sd35.errors import SettingsError
+from sd35.schedules import calibration_text
 from sd35.settings import settings_of
 
 LEVELS = (1.0, 0.75, 0.25, 0.0)
@@ -51,6 +52,33 @@ def test_a_file_that_is_no_table_is_refused(text, tmp_path):
     path.write_text(text)
     with pytest.raises(SettingsError, match=r"table\.json is (no table|damaged)"):
         settings_of({"prompts": "a", "schedule": path})
+
+
+@pytest.mark.parametrize("computed", [[1, 0], [0, 0], [0, 1.5], [], "01"])
+def test_steps_of_a_file_are_checked_as_those_of_a_user(computed, tmp_path):
+    made = flow.Calibration(LEVELS, "optimal_steps", 1, 1, 0.0)
+    path = tmp_path / "table.json"
+    path.write_text(calibration_text(made).replace('"computed": null', f'"computed": {json.dumps(computed)}'))
+    with pytest.raises(SettingsError, match="cache"):
+        settings_of({"prompts": "a", "schedule": path, "cache": path})
+
+
+def test_a_budget_is_what_is_drawn_with_it_and_its_search_is_counted(pipe, monkeypatch):
+    monkeypatch.setattr("sd35.tasks.calibrate.FINE", 12)
+    given = {"guidance": {"interval": (0.5, 1.0)}, "guidance_scale": 4.5}
+    calls: list[float] = []
+    handle = pipe.mmdit.register_forward_pre_hook(lambda module, inputs: calls.append(float(inputs[1][0])))
+    try:
+        found = pipe.calibrate(["a"], steps=6, budget=3, **given)
+        assert found.evaluations == len(calls)
+        calls.clear()
+        pipe.generate("a", schedule=found.sigmas, cache=found.computed, **given)
+    finally:
+        handle.remove()
+    assert calls == found.table[list(found.computed)].tolist()
+    assert len(calls) == 3
+    with pytest.raises(SettingsError, match="budget must be at least 2"):
+        pipe.calibrate(["a"], steps=6, budget=1, **given)
 
 
 def test_the_command_makes_a_table_that_generate_draws_with(model_folder, tmp_path, monkeypatch, capsys):
