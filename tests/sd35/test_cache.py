@@ -7,7 +7,7 @@ import torch
 
 import flow
 from sd35 import Control, GuidedVelocity, SettingsError
-from sd35.cache import FIRST, FirstBlock, windows_of
+from sd35.cache import FIRST, FirstBlock, block_cache, velocity_cache, windows_of
 from sd35.settings import settings_of
 
 TABLE = flow.sigmas(12)
@@ -174,6 +174,17 @@ def test_the_ends_of_guidance_and_of_skipping_are_told() -> None:
     found = windows_of(settings_of({"prompts": "a", "guidance": guidance}))
     assert found == [(0.7, 1.0), SKIP.window(sigmas)]
     assert windows_of(settings_of({"prompts": "a"})) == []
+
+
+def test_both_caches_are_told_the_windows(pipe) -> None:
+    given = {"prompts": "a", "guidance": {"interval": (0.7, 1.0)}}
+    (block,) = block_cache(pipe.mmdit, settings_of({**given, "cache": "block"}))
+    made = velocity_cache(settings_of({**given, "cache": "velocity"}))
+    assert isinstance(block, FirstBlock)
+    assert made is not None
+    velocity = made(pipe.velocity("a"))
+    assert isinstance(velocity, flow.Cached)
+    assert block.windows == velocity.windows == ((0.7, 1.0),)
 
 
 def test_a_window_of_whole_steps_ends_where_the_last_of_them_does() -> None:
