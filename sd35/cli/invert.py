@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.per_step:
         print(inverted.report)
     told = Inversion(inverted.noise, inverted.report).decibels
-    worth = f", noise of at least {min(told):.0f} dB by its own check" if told else ""
+    worth = f", by its own check noise of some {min(told):.0f} dB or more" if told else ""
     print(f"{inverted.report.evaluations} evaluations, method {inverted.report.method}{worth}")
     print(*inverted.state().save(args.output, overwrite=args.overwrite))
     return 0
