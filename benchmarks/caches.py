@@ -21,7 +21,7 @@ import sd35
 from sd35.device import as_device
 from sd35.noise import draw_noise, generators
 from sd35.tasks.generate import Generate, Generation
-from sd35.tiny.captions import held_out_prompts
+from sd35.tiny.captions import held_out_in_turn, held_out_prompts
 
 TABLES = ("reuse", "drawn")
 REUSES = ("residual", "last", "line", "curve")
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw with and without, compare, print."""
     args = arguments().parse_args(argv)
     pipe = sd35.load(args.model, as_device(args.device), torch.float32)
-    singles, pairs = (held_out_prompts(-(-args.prompts // 2), shapes=shapes, seed=1) for shapes in (1, 2))
-    prompts = [prompt for both in zip(singles, pairs, strict=True) for prompt in both][: args.prompts]
+    prompts = held_out_in_turn(args.prompts, seed=1)
     chosen = chosen_steps(pipe, args)
     if "reuse" in args.tables:
         reuse_table(pipe, prompts, chosen, args)
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def chosen_steps(pipe: sd35.Pipeline, args: argparse.Namespace) -> dict[int, tuple[int, ...]]:
     """For each budget, the steps that are best computed, found on two prompts that are not judged."""
-    (prompts,) = (held_out_prompts(2, shapes=2, seed=3),)
+    prompts = held_out_prompts(2, shapes=2, seed=3)
     velocity = pipe.velocity(prompts, guidance_scale=args.guidance_scale, batch_size=2)
     noise = draw_noise(generators([2000, 2001]), pipe.latents_shape(None, None)).to(pipe.device)
     found = {}

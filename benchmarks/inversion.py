@@ -27,7 +27,7 @@ import sd35
 from sd35.device import as_device, as_dtype
 from sd35.noise import draw_noise, generators
 from sd35.settings import settings_of
-from sd35.tiny.captions import held_out_prompts
+from sd35.tiny.captions import held_out_in_turn
 
 TABLES = ("inverse", "forward")
 BUDGETS = (8, 14, 28, 56)
@@ -69,8 +69,7 @@ class Batch(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables that were asked for."""
     args = arguments().parse_args(argv)
-    singles, pairs = (held_out_prompts(-(-args.prompts // 2), shapes=shapes, seed=1) for shapes in (1, 2))
-    prompts = [prompt for both in zip(singles, pairs, strict=True) for prompt in both][: args.prompts]
+    prompts = held_out_in_turn(args.prompts, seed=1)
     for dtype in args.dtypes if "inverse" in args.tables else ():
         pipe = sd35.load(args.model, as_device(args.device), as_dtype(dtype))
         print(f"\n## Noise recovered, {dtype}, {args.prompts} prompts, {args.steps} steps, ", end="")

@@ -17,7 +17,7 @@ import flow
 import sd35
 from sd35.device import as_device
 from sd35.noise import draw_noise, generators
-from sd35.tiny.captions import held_out_prompts, parse
+from sd35.tiny.captions import held_out_in_turn, parse
 from vae.image import to_pil
 
 
@@ -26,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw with both, judge, compare, print."""
     args = arguments().parse_args(argv)
     pipe, judge = sd35.load("tiny", as_device(args.device), torch.float32), load_judge()
-    singles, pairs = (held_out_prompts(args.prompts // 2, shapes=shapes, seed=2) for shapes in (1, 2))
-    prompts = [prompt for both in zip(singles, pairs, strict=True) for prompt in both]
+    prompts = held_out_in_turn(args.prompts, seed=2)
     encodings, uncond = [pipe.encode_prompt(prompt) for prompt in prompts], pipe.encode_prompt("")
     table = flow.sigmas(args.steps, preset="tailed")
     limited = {"interval": tuple(args.guidance_interval), "combine": flow.apg(1.0, args.guidance_norm)}

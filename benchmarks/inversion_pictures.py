@@ -23,7 +23,7 @@ from torch import Tensor
 import flow
 import sd35
 from sd35.device import as_device
-from sd35.tiny.captions import held_out_prompts
+from sd35.tiny.captions import held_out_in_turn
 from vae.image import to_uint8
 from vae.refine import refine
 
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw, spoil, encode, invert, print."""
     args = options().parse_args(argv)
     pipe = sd35.load(args.model, as_device(args.device), torch.float32)
-    singles, pairs = (held_out_prompts(-(-args.prompts // 2), shapes=shapes, seed=1) for shapes in (1, 2))
-    prompts = [prompt for both in zip(singles, pairs, strict=True) for prompt in both][: args.prompts]
+    prompts = held_out_in_turn(args.prompts, seed=1)
     sigmas = table_of(args)
     latents: dict[str, Row] = {}
     noise: dict[tuple[str, str], Row] = {}

@@ -20,7 +20,7 @@ from flow.inverse.search import solve_step
 from flow.path import rms
 from sd35.device import as_device
 from sd35.noise import draw_noise, generators
-from sd35.tiny.captions import held_out_prompts
+from sd35.tiny.captions import held_out_in_turn
 
 ACCURACY = 1e-4
 FAR = 100  # tolerances from the true state: another one
@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw, solve every step twice, count."""
     args = options().parse_args(argv)
     pipe = sd35.load(args.model, as_device(args.device), torch.float32)
-    singles, pairs = (held_out_prompts(max(args.pictures) // 2 + 1, shapes=n, seed=1) for n in (1, 2))
-    prompts = [prompt for both in zip(singles, pairs, strict=True) for prompt in both]
+    prompts = held_out_in_turn(max(args.pictures) + 1, seed=1)
     velocity = pipe.velocity(
         [prompts[number] for number in args.pictures],
         guidance_scale=args.guidance_scale,

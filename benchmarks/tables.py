@@ -22,7 +22,7 @@ import sd35
 from flow.calibrate import acceleration, spread
 from sd35.device import as_device
 from sd35.noise import draw_noise, generators
-from sd35.tiny.captions import held_out_prompts
+from sd35.tiny.captions import held_out_in_turn, held_out_prompts
 
 PRESETS = ("reference", "linear", "tailed")
 BOUND = 0.4
@@ -33,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Calibrate, solve, compare, print."""
     args = options().parse_args(argv)
     pipe = sd35.load(args.model, as_device(args.device), torch.float32)
-    singles, pairs = (held_out_prompts(-(-args.prompts // 2), shapes=shapes, seed=1) for shapes in (1, 2))
-    prompts = [prompt for both in zip(singles, pairs, strict=True) for prompt in both][: args.prompts]
+    prompts = held_out_in_turn(args.prompts, seed=1)
     tables = calibrated(pipe, args)
     found: dict[tuple[str, int], list[Tensor]] = {}
     halved: list[Tensor] = []

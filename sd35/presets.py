@@ -23,7 +23,7 @@ WhoseNumbers = Literal["reference", "diffusers"]
 _MULTISTEP = {"solver": "dpmpp_2m", "schedule_shift": 3.0}
 _SKIPPING = {"skip_layer": "reference"}
 _EULER = {"solver": "euler", "schedule_shift": 3.0}
-_FIRST_HALF = {"interval": (0.7, 1.0)}
+_AT_HIGH_NOISE = {"interval": (0.7, 1.0)}
 
 NUMBERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "reference": {
@@ -31,7 +31,7 @@ NUMBERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "sd3.5-medium": {"steps": 50, "guidance_scale": 5.0, **_MULTISTEP, "guidance": _SKIPPING},
         "sd3.5-large": {"steps": 40, "guidance_scale": 4.5, **_MULTISTEP},
         "sd3.5-large-turbo": {"steps": 4, "guidance_scale": 1.0, **_EULER},
-        "tiny": {"guidance": _FIRST_HALF},
+        "tiny": {"guidance": _AT_HIGH_NOISE},
     },
     "diffusers": {
         "sd3-medium": {"steps": 28, "guidance_scale": 7.0, **_EULER},
@@ -82,10 +82,10 @@ def told(variant: str, preset: str | None, numbers: Mapping[str, Any], given: Ma
     """One line on what was taken from a preset; empty where nothing was."""
     whose = preset or "reference"
     taken = {name: value for name, value in numbers.items() if given.get(name) is None}
-    if isinstance(own := given.get("guidance"), Mapping) and (
-        rest := {name: value for name, value in numbers.get("guidance", {}).items() if name not in own}
-    ):
-        taken["guidance"] = rest
+    own = given.get("guidance")
+    if isinstance(own, Mapping):  # some of its fields alone
+        taken["guidance"] = {key: one for key, one in numbers.get("guidance", {}).items() if key not in own}
+    taken = {name: value for name, value in taken.items() if value != {}}
     if not taken:
         return ""
     words = {

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..tiny.options import add_going_on
 from ..train import methods
 from .model import SOURCES, add_source
 from .options import add_settings, given_settings
@@ -137,13 +138,7 @@ def _add_tiny(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="DIR", help="new folder for the model and its log"
     )
     parser.add_argument("--minutes", type=float, required=True, help="how long to train, all in all")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="train an earlier run's model on, or tiny")
-    parser.add_argument(
-        "--autoencoder",
-        type=float,
-        metavar="SHARE",
-        help="of the time for the autoencoder (default 0.4 from nothing, 0 with --resume)",
-    )
+    add_going_on(parser)
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps or auto")
     _add_traceback(parser)

@@ -136,6 +136,12 @@ def held_out_prompts(n: int, *, shapes: int, seed: int) -> list[str]:
     return list(prompts)
 
 
+def held_out_in_turn(n: int, *, seed: int) -> list[str]:
+    """`held_out_prompts` of one shape and of two, in turn."""
+    singles, pairs = (held_out_prompts(-(-n // 2), shapes=shapes, seed=seed) for shapes in (1, 2))
+    return [prompt for both in zip(singles, pairs, strict=True) for prompt in both][:n]
+
+
 def open_prompts(n: int, *, seed: int) -> list[str]:
     """Prompts that say little, as people write them: "a star", "two red circles".
 

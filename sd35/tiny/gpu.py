@@ -14,6 +14,8 @@ BEGAN = time.monotonic()  # before torch is imported, which takes seconds that c
 import argparse  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from .options import add_going_on  # noqa: E402
+
 
 def main() -> None:
     """Train, or join."""
@@ -24,13 +26,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="all in all (default 8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="default: a card if there is one")
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="train on what is there; or tiny")
-    parser.add_argument(
-        "--autoencoder",
-        type=float,
-        metavar="SHARE",
-        help="of the time for the autoencoder (default 0.4 from nothing, 0 with --resume)",
-    )
+    add_going_on(parser)
     parser.add_argument("--small", action="store_true", help="tiny batches, to try all of it in a minute")
     parser.add_argument("--join", type=Path, metavar="FOLDER", help="put together what was trained there")
     arguments = parser.parse_args()
