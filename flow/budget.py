@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .cache import Cached, Reuse
+from .cache import Cached, Reuse, inside
 from .errors import FlowError
 from .path import rms
 from .solvers.base import Velocity, last
@@ -74,7 +74,7 @@ def choose_steps(
 
 def _forced(sigmas: Tensor, windows: Sequence[tuple[float, float]]) -> set[int]:
     """The steps that `Cached` computes in any case: the first of all, and of each side of a window."""
-    kinds = [tuple(low <= level <= high for low, high in windows) for level in sigmas.tolist()[:-1]]
+    kinds = [inside(level, windows) for level in sigmas.tolist()[:-1]]
     return {0, *(step for step, (before, kind) in enumerate(pairwise(kinds), 1) if before != kind)}
 
 

@@ -28,6 +28,11 @@ POINTS = {"last": 1, "line": 2, "curve": 3, "residual": 1}
 """Computed velocities that each way of using them again is drawn through."""
 
 
+def inside(level: float, windows: Sequence[tuple[float, float]]) -> tuple[bool, ...]:
+    """In which windows a noise level lies, ends included: of which kind the velocity is there."""
+    return tuple(low <= level <= high for low, high in windows)
+
+
 class Cached:
     """velocity(x, sigma) along a falling table, computed where it is expected to have changed.
 
@@ -106,7 +111,7 @@ class Cached:
             self._begin()
         elif upward:
             raise FlowError("a cached velocity is no function of x and sigma: it cannot be followed upward")
-        kind = tuple(low <= level <= high for low, high in self.windows)
+        kind = inside(level, self.windows)
         if kind != self._kind:
             self._past, self._kind = [], kind
         hit = self._is_hit(x, level)

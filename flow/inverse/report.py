@@ -187,11 +187,11 @@ class Inversion:
 
     @property
     def decibels(self) -> tuple[float, ...]:
-        """Per sample, the PSNR that the noise has at least, over its range; empty where it was not checked.
+        """Per sample, the PSNR that the noise has or exceeds, over its range; empty where it was not checked.
 
-        It is that of the coarser way beside this one (`StepReport.apart`). Where it is low the noise is
-        lost, and by how much is a guess; where a step folds, the two may have found the same other noise, and
-        `Report.ambiguous` names the samples.
+        It is an estimate, that of the coarser way beside this one (`StepReport.apart`). Where it is low the
+        noise is lost, and by how much is a guess; where a step folds, the two may have found the same other
+        noise, and `Report.ambiguous` names the samples.
         """
         apart = self.report.steps[-1].apart or ()
         size = float(self.noise.max() - self.noise.min())
