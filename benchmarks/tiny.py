@@ -129,7 +129,7 @@ def guided_velocity(pipe: sd35.Pipeline, prompts: Sequence[str], scale: float, a
     """The velocity of prompts, guided as the model's own numbers say, or at the levels that are given."""
     interval = arguments.guidance_interval
     if interval is None:
-        interval = numbers_of(pipe.variant, None).get("guidance", {}).get("interval", (0.0, 1.0))
+        interval = numbers_of(pipe.variant.name, None).get("guidance", {}).get("interval", (0.0, 1.0))
     return pipe.velocity(
         list(prompts), guidance_scale=scale, batch_size=len(prompts), interval=tuple(interval)
     )

@@ -23,6 +23,7 @@ from weights.variants import describe
 from .device import as_device
 from .errors import SettingsError
 from .model import Model
+from .presets import Variant
 from .size import Size, native_size
 
 PAGES, PAGE = 64, 4096
@@ -65,9 +66,9 @@ class Found:
         )
 
     @property
-    def variant(self) -> str:
-        """The model that the transformer is, as `weights.inspect` names it, or "unknown"."""
-        return describe(self.components["mmdit"], self.modules["mmdit"])[0]
+    def variant(self) -> Variant:
+        """The model that the transformer is."""
+        return Variant(describe(self.components["mmdit"], self.modules["mmdit"])[0], self.schedule_shift)
 
     @property
     def value_hash(self) -> str:
@@ -193,7 +194,6 @@ def read(
         sources=found.sources,
         weights=found.value_hash if hash_values else found.fingerprint,
         variant=found.variant,
-        schedule_shift=found.schedule_shift,
     )
 
 

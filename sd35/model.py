@@ -25,6 +25,7 @@ from .errors import SettingsError, check_finite
 from .images import Picture, as_image
 from .loras import agreed
 from .memory import NOTHING, Plan
+from .presets import UNKNOWN, Variant
 from .settings import Missing, Settings
 from .size import Size, check_size
 from .velocity import GuidedVelocity
@@ -47,10 +48,8 @@ class Model:
     """Where parts came from, of those that are of another source than `model`."""
     weights: str = ""
     """A hash by which other weights are told; empty where the parts were not loaded from files."""
-    variant: str = ""
-    """The model that the transformer is: a released one, "tiny"; "unknown" or empty for others."""
-    schedule_shift: float | None = None
-    """What its scheduler_config.json says, where that is not what the released models have."""
+    variant: Variant = UNKNOWN
+    """The model that the transformer is, whose own numbers stand where nothing is said."""
     plan: Plan = NOTHING
     """What is done to need less memory."""
     notes: tuple[str, ...] = ()

@@ -107,8 +107,7 @@ class Pipeline(Model):
         self, prompt: Any, given: Mapping[str, Any], noise: Noise | None, preset: str | None
     ) -> Generate:
         """What is drawn, by the model's own numbers where nothing is said."""
-        variant, shift = self.variant, self.schedule_shift
-        return Generate.of(prompt, given, noise=noise, variant=variant, shift=shift, preset=preset)
+        return Generate.of(prompt, given, noise=noise, variant=self.variant, preset=preset)
 
     def run(self, settings: Settings, *, noise: Noise | None = None, progress: bool = False) -> Result:
         """Draw pictures by their settings, those of an earlier one for instance; see `generate`."""
@@ -152,10 +151,7 @@ class Pipeline(Model):
                 another generation; before work starts.
             NonFiniteError: a stage computed NaN or infinity.
         """
-        variant, shift = self.variant, self.schedule_shift
-        request = Invert.of(
-            data, prompt, given, companion=companion, noise=noise, variant=variant, shift=shift
-        )
+        request = Invert.of(data, prompt, given, companion=companion, noise=noise, variant=self.variant)
         return invert(self, request, progress=progress)
 
     @takes(Editing, Settings, but=("prompts", *NOT_TAKEN))
@@ -186,10 +182,7 @@ class Pipeline(Model):
             ValueError: the data are none of this model's, or settings that do not fit.
             NonFiniteError: a stage computed NaN or infinity.
         """
-        variant, shift = self.variant, self.schedule_shift
-        request = Edit.of(
-            data, prompt, source_prompt, given, companion=companion, variant=variant, shift=shift
-        )
+        request = Edit.of(data, prompt, source_prompt, given, companion=companion, variant=self.variant)
         return edit(self, request, progress=progress)
 
     def add_lora(
@@ -236,7 +229,7 @@ class Pipeline(Model):
         Raises:
             ValueError: a setting that cannot be worked with, before work starts.
         """
-        request = Calibrate.of(prompt, given, variant=self.variant, shift=self.schedule_shift)
+        request = Calibrate.of(prompt, given, variant=self.variant)
         return calibrate(self, request, progress=progress)
 
     @takes(Marking, Settings, but=("prompts",))
@@ -256,7 +249,7 @@ class Pipeline(Model):
         Raises:
             ValueError: a setting that cannot be worked with, before work starts.
         """
-        request = Put.of(prompt, given, variant=self.variant, shift=self.schedule_shift)
+        request = Put.of(prompt, given, variant=self.variant)
         return put(self, request, progress=progress)
 
     @takes(Marking)

@@ -14,6 +14,7 @@ arXiv:2404.07724). Guided everywhere it overshoots: 94 of 100 prompts of one sha
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import SettingsError
@@ -56,6 +57,19 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """How each rounds, reads prompts, begins and steers; "reference" is what is done where nothing is said."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which model it is: what decides the numbers that it is drawn with where a user says nothing."""
+
+    name: str = ""
+    """As `weights.inspect` names it: a released one, "tiny"; "unknown" or empty for others."""
+    shift: float | None = None
+    """Of the schedule, as its scheduler_config.json says where that is not what the released models have."""
+
+
+UNKNOWN = Variant()
 
 
 def numbers_of(variant: str, preset: str | None, *, controlled: bool = False) -> dict[str, Any]:
@@ -113,8 +127,7 @@ def _of_guidance(numbers: Mapping[str, Any]) -> str:
 
 def usual_numbers(
     given: Mapping[str, Any],
-    variant: str,
-    shift: float | None,
+    variant: Variant,
     preset: str | None = None,
     *,
     saved: bool = False,
@@ -124,8 +137,7 @@ def usual_numbers(
 
     Args:
         given: what a user said.
-        variant: of the model.
-        shift: of the schedule, by the model's own files, which count for more than whose.
+        variant: of the model; the shift of its own files counts for more than anybody's.
         preset: whose; None is the reference's.
         saved: whether settings of an earlier picture tell all.
         but: settings, also of guidance, that the task has no use for.
@@ -137,17 +149,18 @@ def usual_numbers(
         if preset is not None:
             raise SettingsError("a saved picture has numbers of its own: preset has no effect beside them")
         return {}, ()
-    numbers = numbers_of(variant, preset, controlled=bool(given.get("control")))
+    numbers = numbers_of(variant.name, preset, controlled=bool(given.get("control")))
     kept = {name: value for name, value in numbers.get("guidance", {}).items() if name not in but}
     numbers = {name: value for name, value in numbers.items() if name not in (*but, "guidance")}
     numbers |= {"guidance": kept} if kept else {}
     scale = given.get("guidance_scale")
     if (numbers.get("guidance_scale") if scale is None else scale) == 1:
         numbers.pop("guidance", None)
-    notes = [line] if (line := told(variant, preset, numbers, given)) else []
-    if shift is not None and given.get("schedule_shift") is None:
-        numbers["schedule_shift"] = shift
-        notes.append(f"schedule shift {shift:g}, as the model's scheduler_config.json says; options override")
+    notes = [line] if (line := told(variant.name, preset, numbers, given)) else []
+    if variant.shift is not None and given.get("schedule_shift") is None:
+        numbers["schedule_shift"] = variant.shift
+        said = f"schedule shift {variant.shift:g}, as the model's scheduler_config.json says"
+        notes.append(f"{said}; options override")
     return numbers, tuple(notes)
 
 

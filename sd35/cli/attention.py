@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     check_words(settings.prompts[0], args.words or ())
     check_output([args.output], suffix=".png", overwrite=args.overwrite)
     found = found_model(args, settings)
-    request = Generate.of(prompt, given, variant=found.variant, shift=found.schedule_shift)
+    request = Generate.of(prompt, given, variant=found.variant)
     settings = request.settings
     late = sorted(step for step in args.at_steps or () if not 0 <= step < settings.steps)
     if late:

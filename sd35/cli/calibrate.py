@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     given = {**given_settings(args, Calibrating), **given_settings(args, Settings)}
     request = Calibrate.of(prompts, given)
     found = found_model(args, request.settings)
-    request = Calibrate.of(prompts, given, variant=found.variant, shift=found.schedule_shift)
+    request = Calibrate.of(prompts, given, variant=found.variant)
     tell(request.notes)
     pipe = load_pipeline(args, request.settings, found=found)
     table = calibrate(pipe, request, progress=sys.stderr.isatty())

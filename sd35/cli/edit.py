@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
     request = Edit.of(args.input, prompt_of(args) or "", given=given)
     check_pictures(args.output, request.source.count, overwrite=args.overwrite, bits=args.bits)
     found = found_model(args, request.before)
-    variant, shift = found.variant, found.schedule_shift
-    request = Edit.of(args.input, prompt_of(args) or "", given=given, variant=variant, shift=shift)
+    request = Edit.of(args.input, prompt_of(args) or "", given=given, variant=found.variant)
     pipe = load_pipeline(args, request.before, found=found, dtype=request.dtype, exact=True)
     edited = edit(pipe, request, progress=sys.stderr.isatty())
     tell(edited.notes)

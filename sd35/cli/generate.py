@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..fields import table
 from ..inputs import PictureSettings
-from ..presets import NUMBERS
+from ..presets import NUMBERS, UNKNOWN, Variant
 from ..settings import Settings
 from .control import OF_ALL, add_control, given_control
 from .model import add_model, found_model, load_pipeline
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         check_output([args.report], suffix=".html", overwrite=args.overwrite)
 
     found = found_model(args, settings)
-    request = given.request(found.variant, found.schedule_shift)
+    request = given.request(found.variant)
     check_inpainting(found.mmdit, request.inputs)
     pipe = load_pipeline(args, request.settings, found=found)
     generation = Generation(pipe, request, bar="" if sys.stderr.isatty() else None)
@@ -157,7 +157,7 @@ class Asked:
         given = {**given_settings(args, Settings), **given_control(args)}
         return cls(prompt, given, base, args.noise, args.preset)
 
-    def request(self, variant: str = "", shift: float | None = None) -> "Generate":
+    def request(self, variant: Variant = UNKNOWN) -> "Generate":
         """The request, checked as far as it can be without the model's weights; see `Generate.of`."""
         from ..tasks.generate import Generate
 
@@ -167,7 +167,6 @@ class Asked:
             base=self.base,
             noise=self.noise,
             variant=variant,
-            shift=shift,
             preset=self.preset,
         )
 

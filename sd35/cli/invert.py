@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
     given = {**given_settings(args, Inverting), **given_settings(args, Settings), **given_control(args)}
     request = Invert.of(args.input, prompt_of(args), given, noise=args.noise)
     found = found_model(args, request.settings)
-    variant, shift = found.variant, found.schedule_shift
-    request = Invert.of(args.input, prompt_of(args), given, noise=args.noise, variant=variant, shift=shift)
+    request = Invert.of(args.input, prompt_of(args), given, noise=args.noise, variant=found.variant)
     pipe = load_pipeline(args, request.settings, found=found, dtype=request.dtype, exact=True)
     inverted = invert(pipe, request, progress=sys.stderr.isatty())
     tell(inverted.notes)

@@ -57,7 +57,7 @@ def _put(args: argparse.Namespace, given: dict[str, object]) -> int:
     request = Put.of(args.subject, given)
     check_pictures(args.output, request.settings.images, overwrite=args.overwrite, bits=args.bits)
     found = found_model(args, request.settings)
-    request = Put.of(args.subject, given, variant=found.variant, shift=found.schedule_shift)
+    request = Put.of(args.subject, given, variant=found.variant)
     pipe = load_pipeline(args, request.settings, found=found)
     result = put(pipe, request, progress=sys.stderr.isatty())
     for saved in result.save(args.output, overwrite=args.overwrite, bits=args.bits):

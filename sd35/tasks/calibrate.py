@@ -17,7 +17,7 @@ from ..errors import SettingsError
 from ..methods import NOT_CALIBRATED, Calibrating
 from ..model import Model
 from ..noise import draw_noise, generators
-from ..presets import usual_numbers
+from ..presets import UNKNOWN, Variant, usual_numbers
 from ..settings import Settings, settings_of
 from ..velocity import velocity_of
 from .source import split_by_table
@@ -65,12 +65,11 @@ class Calibrate(Calibrating):
         prompt: PromptLike | Sequence[PromptLike],
         given: Mapping[str, Any] | None = None,
         *,
-        variant: str = "",
-        shift: float | None = None,
+        variant: Variant = UNKNOWN,
     ) -> "Calibrate":
         """The request of what a user gave, see `Pipeline.calibrate`.
 
-        `variant` and `shift` are as in `Generate.of`.
+        `variant` is as in `Generate.of`.
 
         Raises:
             SettingsError: as the class; and a setting without effect.
@@ -80,7 +79,7 @@ class Calibrate(Calibrating):
             raise SettingsError(f"{', '.join(idle)}: not of a calibration, which is of Euler's method")
         # The reference guides medium by skipping layers, which needs a table that is known.
         idle_here = (*NOT_CALIBRATED, "skip_layer")
-        numbers, notes = usual_numbers(of_generation, variant, shift, but=idle_here)
+        numbers, notes = usual_numbers(of_generation, variant, but=idle_here)
         settings = settings_of({"prompts": prompt, **of_generation}, None, numbers)
         request = cls(settings=settings, notes=notes, **own)
         fields.refuse_idle(request, own)

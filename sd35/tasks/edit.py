@@ -25,6 +25,7 @@ from ..guidance import PLAIN
 from ..methods import Editing
 from ..model import Model
 from ..noise import draw_noise, generators
+from ..presets import UNKNOWN, Variant
 from ..prompts import Prompts
 from ..settings import Settings, settings_of
 from ..velocity import GuidedVelocity, velocity_of
@@ -95,10 +96,9 @@ class Edit(Editing):
         given: Mapping[str, Any] | None = None,
         *,
         companion: Companion | None = None,
-        variant: str = "",
-        shift: float | None = None,
+        variant: Variant = UNKNOWN,
     ) -> "Edit":
-        """The request of what a user gave, see `Pipeline.edit`; `variant`, `shift` as in `Generate.of`.
+        """The request of what a user gave, see `Pipeline.edit`; `variant` as in `Generate.of`.
 
         Raises:
             OSError: there is no such file.
@@ -109,14 +109,14 @@ class Edit(Editing):
             own["source_prompt"] = source_prompt
         source, shared, inputs = open_with_inputs(data, shared)
         given_before = _of_source(source, own, shared)
-        before, notes = source_settings(source, given_before, variant=variant, shift=shift)
+        before, notes = source_settings(source, given_before, variant=variant)
         source = replace(source, notes=(*source.notes, *notes))
         base = before
         if (
             source.saved is None and own.get("source_guidance_scale") is not None
         ):  # which is not the new one's
             of_both = _of_source(source, {**own, "source_guidance_scale": None}, shared)
-            base, _ = source_settings(source, of_both, variant=variant, shift=shift)
+            base, _ = source_settings(source, of_both, variant=variant)
         target = {name: value for name, value in shared.items() if name in OF_TARGET}
         after = settings_of({"seed": before.seed or 0, **target, "prompts": prompt}, base)
         one_for_all = len(after.prompts) == 1

@@ -23,7 +23,7 @@ from ..fitting import pasted
 from ..memory import modulation_first, positions_of
 from ..model import Model
 from ..noise import draw_noise, generators
-from ..presets import below_one, usual_numbers
+from ..presets import UNKNOWN, Variant, below_one, usual_numbers
 from ..saved.result import Result
 from ..saved.state import State
 from ..settings import Settings, settings_of
@@ -82,8 +82,7 @@ class Generate:
         *,
         base: Settings | None = None,
         noise: Noise | None = None,
-        variant: str = "",
-        shift: float | None = None,
+        variant: Variant = UNKNOWN,
         preset: str | None = None,
     ) -> "Generate":
         """The request of what a user gave.
@@ -94,7 +93,6 @@ class Generate:
             base: those of an earlier picture, in which they change what they name.
             noise: to begin with; it decides the size, and takes the place of a seed.
             variant: the model that it is for, whose own numbers stand where nothing is said.
-            shift: of the schedule, where the model's own files say one.
             preset: whose numbers these are, "reference" or "diffusers"; None is the reference's.
 
         Raises:
@@ -107,7 +105,7 @@ class Generate:
             raise SettingsError(
                 'what should be drawn? Give a prompt: sd35 generate "a red circle on the left"'
             )
-        numbers, notes = usual_numbers(given, variant, shift, preset, saved=base is not None)
+        numbers, notes = usual_numbers(given, variant, preset, saved=base is not None)
         if noise is None:
             given, inputs = take_inputs(given, base)
             settings = settings_of(given, base, numbers)

@@ -23,6 +23,7 @@ from ..errors import SettingsError
 from ..methods import Inverting
 from ..model import Model
 from ..noise import draw_noise, generators
+from ..presets import UNKNOWN, Variant
 from ..saved.state import State
 from ..settings import Settings
 from ..velocity import GuidedVelocity, velocity_of
@@ -83,10 +84,9 @@ class Invert(Inverting):
         *,
         companion: Companion | None = None,
         noise: Noise | None = None,
-        variant: str = "",
-        shift: float | None = None,
+        variant: Variant = UNKNOWN,
     ) -> "Invert":
-        """The request of what a user gave, see `Pipeline.invert`; `variant`, `shift` as in `Generate.of`.
+        """The request of what a user gave, see `Pipeline.invert`; `variant` as in `Generate.of`.
 
         Raises:
             OSError: there is no such file.
@@ -96,7 +96,7 @@ class Invert(Inverting):
         if prompt is not None:
             of_generation["prompts"] = prompt
         source, of_generation, inputs = open_with_inputs(data, of_generation)
-        settings, notes = source_settings(source, of_generation, variant=variant, shift=shift)
+        settings, notes = source_settings(source, of_generation, variant=variant)
         if noise is None and settings.seed is None:
             noise = source.noise
         request = cls(

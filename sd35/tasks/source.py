@@ -17,7 +17,7 @@ from ..fitting import fitted, nearest_size
 from ..images import Picture, as_image
 from ..model import Model
 from ..opening import open_pictures
-from ..presets import usual_numbers
+from ..presets import Variant, usual_numbers
 from ..saved.png import read_kept, read_settings
 from ..saved.state import State
 from ..settings import NOT_TAKEN, Settings, settings_of
@@ -191,7 +191,7 @@ OF_DRAWING = ("solver", "steps")
 
 
 def source_settings(
-    source: Source, given: dict[str, Any], *, variant: str, shift: float | None
+    source: Source, given: dict[str, Any], *, variant: Variant
 ) -> tuple[Settings, tuple[str, ...]]:
     """The settings that a source was made with: its own, except what is given.
 
@@ -202,7 +202,6 @@ def source_settings(
         source: what is there.
         given: settings of a generation by name.
         variant: of the model, as in `Generate.of`.
-        shift: of the schedule, likewise.
 
     Returns:
         The settings, and what a user should know of them.
@@ -217,7 +216,7 @@ def source_settings(
     if source.saved is not None:
         settings = settings_of(given, source.saved)
     elif "prompts" in given:
-        numbers, notes = usual_numbers(given, variant, shift, but=OF_DRAWING)
+        numbers, notes = usual_numbers(given, variant, but=OF_DRAWING)
         settings = settings_of({"seed": None, **given}, None, numbers)
         if len(settings.prompts) == 1:
             settings = replace(settings, images_per_prompt=source.count)

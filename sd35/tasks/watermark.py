@@ -14,6 +14,7 @@ from ..marks import FOUND, MARKS, shares_as_good
 from ..methods import Marking
 from ..model import Model
 from ..noise import draw_noise, generators
+from ..presets import UNKNOWN, Variant
 from ..saved.result import Result
 from ..settings import Settings
 from .generate import Generate, Generation
@@ -36,16 +37,15 @@ class Put(Marking):
         prompt: PromptLike | Sequence[PromptLike],
         given: Mapping[str, Any] | None = None,
         *,
-        variant: str = "",
-        shift: float | None = None,
+        variant: Variant = UNKNOWN,
     ) -> "Put":
-        """The request of what a user gave; `variant` and `shift` are as in `Generate.of`.
+        """The request of what a user gave; `variant` is as in `Generate.of`.
 
         Raises:
             SettingsError: as `Generate.of`, a key out of range, or an image to begin with.
         """
         own, of_generation = split_by_table(cls, dict(given or {}))
-        settings = Generate.of(prompt, of_generation, variant=variant, shift=shift).settings
+        settings = Generate.of(prompt, of_generation, variant=variant).settings
         if settings.image:
             raise SettingsError(
                 "an image takes the place of a part of the noise, and of the mark in it: leave it out"

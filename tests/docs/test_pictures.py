@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sd35.presets import NUMBERS
+from sd35.presets import NUMBERS, Variant
 from sd35.tasks.generate import Generate
 
 PAGE = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
     }
     for column, whose in enumerate(("reference", "diffusers")):
         for model in NUMBERS[whose]:
-            found = Generate.of("a", variant=model, preset=whose).settings
+            found = Generate.of("a", variant=Variant(model), preset=whose).settings
             said = rows[model][column]
             if said.strip().startswith("the same"):
                 said = f"{rows[model][0]}, {said}"

@@ -17,6 +17,7 @@ from sd35.found import find
 from sd35.loading import load_found
 from sd35.memory import PLANS, Needs, Plan, choose, free_memory, keep_blocks, levels_asked
 from sd35.memory.plan import GB, SPARE
+from sd35.presets import Variant
 from sd35.tasks.generate import Generate, Generation
 from textenc.by_layers import by_layers
 from vae import VAEConfig
@@ -64,7 +65,7 @@ def test_modulation_first_draws_the_same_bits_and_gives_the_layers_back(tiny, gi
     expected = tiny.generate("a red circle", **OPTIONS, **given)
     before = list(tiny.mmdit.parameters())
     pipe = replace(tiny, plan=Plan(release=True))
-    generation = Generation(pipe, Generate.of("a red circle", OPTIONS | given, variant="tiny"))
+    generation = Generation(pipe, Generate.of("a red circle", OPTIONS | given, variant=Variant("tiny")))
     seen, run = set[int](), generation._guided._run
     table, sizes = pipe.mmdit.pos_embed, set[int]()
 

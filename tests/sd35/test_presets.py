@@ -10,11 +10,13 @@ import torch
 import weights
 from sd35 import SettingsError
 from sd35.guidance import PLAIN
-from sd35.presets import NUMBERS, below_one, numbers_of
+from sd35.presets import NUMBERS, Variant, below_one, numbers_of
 from sd35.tasks.calibrate import Calibrate
 from sd35.tasks.edit import Edit
 from sd35.tasks.generate import Generate
 from sd35.tasks.invert import Invert
+
+TINY, MEDIUM = Variant("tiny"), Variant("sd3.5-medium")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ from sd35.tasks.invert import Invert
     ],
 )
 def test_numbers_of_a_model(variant, preset, expected) -> None:
-    request = Generate.of("a circle", {}, variant=variant, preset=preset)
+    request = Generate.of("a circle", {}, variant=Variant(variant), preset=preset)
     found = request.settings
     skips = found.guidance.skip_layer is not None
     assert (found.steps, found.guidance_scale, found.solver, found.schedule_shift, skips) == expected
@@ -51,10 +53,10 @@ def test_large_has_numbers_of_its_own_under_a_controlnet(preset) -> None:
 
 def test_options_override_and_are_not_said() -> None:
     given = {"steps": 9, "guidance_scale": 1.0}
-    request = Generate.of("a circle", given, variant="sd3.5-medium")
+    request = Generate.of("a circle", given, variant=MEDIUM)
     assert (request.settings.steps, request.settings.guidance.skip_layer) == (9, None)
     assert request.notes == ("sd3.5-medium as reference runs it: dpmpp_2m, shift 3; options override",)
-    request = Generate.of("a circle", {"guidance": {"rescale": 0.5}}, variant="sd3.5-medium")
+    request = Generate.of("a circle", {"guidance": {"rescale": 0.5}}, variant=MEDIUM)
     assert request.settings.guidance.rescale == 0.5
     assert request.settings.guidance.skip_layer is not None
     assert "skip-layer guidance" in request.notes[0]
@@ -62,7 +64,7 @@ def test_options_override_and_are_not_said() -> None:
 
 def test_saved_settings_have_numbers_of_their_own() -> None:
     saved = Generate.of("a circle", {"steps": 3}).settings
-    assert Generate.of(base=saved, variant="sd3.5-large").settings == saved
+    assert Generate.of(base=saved, variant=Variant("sd3.5-large")).settings == saved
     with pytest.raises(SettingsError, match="numbers of its own"):
         Generate.of(base=saved, preset="diffusers")
     with pytest.raises(SettingsError, match="must be one of reference, diffusers"):
@@ -70,14 +72,14 @@ def test_saved_settings_have_numbers_of_their_own() -> None:
 
 
 def test_the_embedded_model_is_guided_at_high_noise_alone() -> None:
-    request = Generate.of("a circle", {}, variant="tiny")
+    request = Generate.of("a circle", {}, variant=TINY)
     assert request.settings.guidance.interval == (0.7, 1.0)
     assert request.notes == ("the embedded model: guidance where sigma is 0.7 or more; options override",)
-    assert Calibrate.of("a circle", variant="tiny").settings.guidance.interval == (0.7, 1.0)
+    assert Calibrate.of("a circle", variant=TINY).settings.guidance.interval == (0.7, 1.0)
     for given, preset in (({"guidance": {"interval": (0, 1)}}, None), ({}, "diffusers")):
-        other = Generate.of("a circle", given, variant="tiny", preset=preset).settings
+        other = Generate.of("a circle", given, variant=TINY, preset=preset).settings
         assert other.guidance.interval == (0.0, 1.0)
-    assert Generate.of("a circle", {"guidance_scale": 1.0}, variant="tiny").settings.guidance == PLAIN
+    assert Generate.of("a circle", {"guidance_scale": 1.0}, variant=TINY).settings.guidance == PLAIN
     sizes = weights.inspect("tiny").components["mmdit"]
     assert (sizes.variant, sizes.decided.endswith("as the embedded model")) == ("tiny", True)
 
@@ -85,9 +87,9 @@ def test_the_embedded_model_is_guided_at_high_noise_alone() -> None:
 def test_what_carries_no_settings_is_of_the_models_own_flow() -> None:
     """Latents of `generate` are inverted and edited under its guidance, but by Euler's method in 28 steps."""
     latents = torch.zeros(1, 16, 4, 4)
-    inverting = Invert.of(latents, "a circle", variant="sd3.5-medium")
-    editing = Edit.of(latents, "a square", "a circle", variant="sd3.5-medium")
-    drawn = Generate.of("a circle", variant="sd3.5-medium").settings
+    inverting = Invert.of(latents, "a circle", variant=MEDIUM)
+    editing = Edit.of(latents, "a square", "a circle", variant=MEDIUM)
+    drawn = Generate.of("a circle", variant=MEDIUM).settings
     for settings in (inverting.settings, editing.before, editing.after):
         assert (settings.guidance, settings.guidance_scale) == (drawn.guidance, drawn.guidance_scale)
         assert (settings.solver, settings.steps, settings.schedule_shift) == ("euler", 28, 3.0)
@@ -96,21 +98,21 @@ def test_what_carries_no_settings_is_of_the_models_own_flow() -> None:
     )
     assert inverting.source.notes == editing.source.notes == note
     given = {"source_guidance_scale": 1.0}  # of the picture that is there, and not of the new one
-    editing = Edit.of(latents, "a square", "a circle", given, variant="sd3.5-medium")
+    editing = Edit.of(latents, "a square", "a circle", given, variant=MEDIUM)
     assert (editing.before.guidance_scale, editing.before.guidance) == (1.0, PLAIN)
     assert (editing.after.guidance_scale, editing.after.guidance) == (drawn.guidance_scale, drawn.guidance)
 
 
 def test_a_calibration_is_for_the_models_own_numbers() -> None:
     """Euler's solver aside, and skipped layers, which need a table that is known."""
-    request = Calibrate.of("a circle", {"steps": 8}, variant="sd3.5-medium")
+    request = Calibrate.of("a circle", {"steps": 8}, variant=MEDIUM)
     settings = request.settings
     assert (settings.steps, settings.guidance_scale, settings.schedule_shift) == (8, 5.0, 3.0)
     assert (settings.solver, settings.guidance.skip_layer) == ("euler", None)
     assert request.notes == (
         "sd3.5-medium as reference runs it: guidance scale 5, shift 3; options override",
     )
-    assert Calibrate.of("a circle", shift=2.5).settings.schedule_shift == 2.5
+    assert Calibrate.of("a circle", variant=Variant(shift=2.5)).settings.schedule_shift == 2.5
 
 
 def test_a_scale_below_one_is_told_in_plain_words() -> None:
