@@ -23,6 +23,11 @@ FORMAT = "sd35.Calibration 1"
 """Of the files of `sd35 calibrate`; the number goes up when a reader of the one before would go wrong."""
 
 
+def is_file(value: Any) -> bool:
+    """Whether a setting is given as a file of `sd35 calibrate`."""
+    return isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json"))
+
+
 @dataclass(frozen=True)
 class Schedule(Kind):
     """The name of a preset, the levels themselves from 1 down to 0, or the path of a file that holds them.
@@ -36,7 +41,7 @@ class Schedule(Kind):
         """See `Kind`."""
         if isinstance(value, str) and value in get_args(Preset):
             return value
-        if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json")):
+        if is_file(value):
             return read_calibration(value).sigmas
         if not isinstance(value, tuple | list):
             raise SettingsError(
@@ -56,7 +61,7 @@ class Cache(Kind):
         """See `Kind`."""
         if isinstance(value, str) and value in CACHES:
             return value
-        if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json")):
+        if is_file(value):
             path, value = value, read_calibration(value).computed
             if value is None:
                 raise SettingsError(

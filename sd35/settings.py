@@ -12,7 +12,7 @@ from .inputs import PictureSettings
 from .kinds import Name, Number, Options, Text, Whole
 from .loras import Lora, Loras
 from .prompts import Prompts, no_prompt, policies
-from .schedules import Cache, Preset, Schedule, solvers
+from .schedules import Cache, Preset, Schedule, is_file, read_calibration, solvers
 from .units import SIZE_UNIT
 
 if TYPE_CHECKING:
@@ -312,4 +312,8 @@ def settings_of(
         given["schedule"] = fields.checked(told, "schedule", given["schedule"])
         if isinstance(given["schedule"], tuple):
             given.setdefault("steps", len(given["schedule"]) - 1)
-    return fields.build(Settings, given, base, numbers)
+    settings = fields.build(Settings, given, base, numbers)
+    if is_file(cache := given.get("cache")) and settings.schedule != read_calibration(cache).sigmas:
+        why = f": the steps of {cache} belong to the table in it: give the file as the schedule, too"
+        raise fields.fault(Settings, ["cache"], why)
+    return settings

@@ -29,7 +29,8 @@ def add_lora(
 
     The big weights stay as they are and the small matrices stand beside them, so this works on weights in
     bfloat16, fp8, int8 and GGUF alike; several LoRAs add up. With `merge` they are folded in, which costs
-    nothing per step and keeps the old weights in memory. Either way `remove_lora` gives the model back to
+    nothing per step and keeps the old weights in memory; a layer in few bits is then one in the model's
+    dtype, and no product in 8-bit floats. Either way `remove_lora` gives the model back to
     the last bit. Only the small matrices can be trained (`lora_parameters`). On a text encoder that is loaded
     anew for each prompt (`one_by_one`) it is put each time.
 

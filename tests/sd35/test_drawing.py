@@ -52,11 +52,6 @@ def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
         assert np.hypot(here.x - there.x, here.y - there.y) < 0.02, prompt
         ground = np.linalg.norm(before - 255.0, axis=-1) < 30
         # Even the grain, of 0 to 255: it moves by 0.4, and by 3.5 where the noise is not that of the picture.
-        print(
-            "MOVED",
-            np.hypot(here.x - there.x, here.y - there.y),
-            np.abs(before[ground] - after[ground].astype(float)).mean(),
-        )
         assert np.abs(before[ground] - after[ground].astype(float)).mean() < 1, prompt
 
 

@@ -100,6 +100,9 @@ def test_the_command_makes_a_table_that_generate_draws_with(model_folder, tmp_pa
     assert read_settings("a.png").cache == tuple(held["computed"])
     assert main(["generate", "--from-image", "a.png", "-o", "again.png", *model]) == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    for other in ([], ["--schedule", "tailed"]):
+        assert main(["generate", "a", "--cache", "four.json", *other, "-o", "b.png", *model]) == 2
+        assert "--cache: the steps of four.json belong to the table in it" in capsys.readouterr().err
     assert main(["calibrate", "a", "--steps", "4", "-o", "four.json", *model]) == 2
     assert main(["calibrate", "a", "--steps", "4", "--budget", "5", "-o", "five.json", *model]) == 2
     assert "--budget must be at most 4" in capsys.readouterr().err
