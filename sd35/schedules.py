@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard, get_args
 
 from .errors import SettingsError
 from .kinds import Kind, Whole
@@ -23,7 +23,7 @@ FORMAT = "sd35.Calibration 1"
 """Of the files of `sd35 calibrate`; the number goes up when a reader of the one before would go wrong."""
 
 
-def is_file(value: Any) -> bool:
+def is_file(value: Any) -> TypeGuard[str | Path]:
     """Whether a setting is given as a file of `sd35 calibrate`."""
     return isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json"))
 
