@@ -56,14 +56,14 @@ def test_an_edit_changes_the_colour_and_leaves_the_rest(tiny, judge) -> None:
 
 
 def test_leapfrog_stays_beside_euler(tiny) -> None:
-    velocity = tiny.velocity(PAIRS[0])
+    velocity = tiny.velocity(PAIRS[0], guidance_scale=1.0)
     noise = sd35.draw_noise(generators(range(1)), tiny.latents_shape(None, None))
-    table = flow.sigmas(28)
+    table = flow.sigmas(14)
     with torch.inference_mode():
-        true = flow.solve(velocity, noise, flow.sigmas(20), "rk4")
+        true = flow.solve(velocity, noise, flow.sigmas(8, preset="tailed"), "rk4")  # to 76 dB
         leapfrog, euler = (flow.solve(velocity, noise, table, solver) for solver in ("leapfrog", "euler"))
-    # 51.9 and 48.4 dB.
-    assert flow.closeness(leapfrog, true).total_psnr > flow.closeness(euler, true).total_psnr + 2
+    # 54.4 and 40.4 dB.
+    assert flow.closeness(leapfrog, true).total_psnr > flow.closeness(euler, true).total_psnr + 10
 
 
 def test_the_autoencoder_gives_pictures_back(tiny) -> None:

@@ -135,7 +135,7 @@ def test_tiles_cover_the_picture_and_stand_where_they_belong(small, height, widt
 def test_how_near_tiles_come():
     """Of the embedded autoencoder, on a picture whose corners differ: a tile lacks the others' statistics."""
     vae = weights.load_vae("tiny")
-    row, column = torch.meshgrid(*[torch.linspace(-1, 1, 128)] * 2, indexing="ij")
+    row, column = torch.meshgrid(*[torch.linspace(-1, 1, 96)] * 2, indexing="ij")
     disc, around = torch.stack([column, row, -column]), torch.stack([row, -row * column, column])
     image = torch.where(row**2 + column**2 < 0.4, disc, around)[None]
     with torch.inference_mode():
@@ -144,11 +144,11 @@ def test_how_near_tiles_come():
         psnrs = [
             float(
                 10
-                * torch.log10(4 / (decode_tiled(vae, latents, tile=tile, overlap=4) - whole).square().mean())
+                * torch.log10(4 / (decode_tiled(vae, latents, tile=tile, overlap=3) - whole).square().mean())
             )
-            for tile in (8, 12)
+            for tile in (6, 9)
         ]
-    assert 20 < psnrs[0] < psnrs[1] < 40  # 20.7 and 23.8 dB: near the whole, a larger tile nearer
+    assert 20 < psnrs[0] < psnrs[1] < 40  # 20.6 and 23.5 dB: near the whole, a larger tile nearer
 
 
 @pytest.mark.parametrize("overlap", [-1, 4])
