@@ -26,6 +26,7 @@ def loading(config, device, dtype, folder): return nothing
 
 def test_every_stage_of_a_model_beside_a_peer(model_folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(stages, "OURS", "pass")  # what a whole import takes is not asked here
+    monkeypatch.setattr(stages, "HOST_BLOCKS", 2)
     (tmp_path / "nothing_peer.py").write_text(PEER)
     peer = load_peer(str(tmp_path / "nothing_peer.py"))
     parts = of_source(model_folder, CPU, None, None)
