@@ -97,11 +97,15 @@ def search_levels(
         ]  # for a move by one gap
         jacobian = torch.stack(slopes, dim=1)
         normal, steepest = jacobian.T @ jacobian, jacobian.T @ error
+        if not steepest.any():
+            break
+        scale = normal.diag()
+        scale = scale.clamp_min(1e-12 * scale.max()).diag()  # some level may have no effect
         before = error
         for _ in range(TRIES):
-            move = -torch.linalg.solve(normal + damping * normal.diag().diag(), steepest)
+            move = -torch.linalg.solve(normal + damping * scale, steepest)
             move = move * (REACH / move.abs().max()).clamp(max=1)
-            tried = held(_moved(levels, free, move * gaps), least_ratio)
+            tried = held(_moved(levels, free, move.to(gaps) * gaps), least_ratio)
             found, own = run(tried, answers)
             if found.norm() < error.norm():
                 levels, error, answers, damping = tried, found, own, damping / 4

@@ -47,3 +47,9 @@ def test_levels_are_held_to_the_bound():
     table = torch.tensor([1.0, 0.2, 0.05, 0.0])
     assert torch.equal(held(table, None), table)
     assert held(table, 0.5).tolist() == pytest.approx([1.0, 0.5, 0.25, 0.0])
+
+
+def test_where_no_level_matters_none_is_moved():
+    x, table = torch.zeros(2, 3), torch.tensor([1.0, 0.6, 0.3, 0.0])
+    found = search_levels(lambda x, sigma: torch.zeros_like(x), x, x, table, "euler")
+    assert torch.equal(found.float(), table)
