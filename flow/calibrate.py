@@ -2,12 +2,16 @@
 
 acceleration       SharpEuler, arXiv:2605.11547: density of levels from how fast the velocity turns
 optimal_steps      OptimalSteps, arXiv:2503.21774: dynamic programming over levels of a finer table
+search             from the levels of acceleration on, by least squares of where a solver ends; see `search`
 
-Either needs a few starts and no training. A table belongs to the velocity it was made with, guidance
-included, and to Euler's method.
+Each needs a few starts and no training. A table belongs to the velocity it was made with, guidance included,
+and to the solver that it was made for: Euler's method, or of a search any.
+
+Where guidance ends the velocity jumps, and a step across follows the guided one beyond. So a level is put
+there, where the caller says where that is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -16,14 +20,19 @@ import torch
 from torch import Tensor
 
 from .errors import FlowError
+from .inverse.approximate import Counted
 from .precision import as_float64, wide
 from .schedule import checked_steps, sigmas
+from .search import check_searched, held, search_levels
 from .solvers.base import Velocity, evaluate, last
-from .solvers.runge_kutta import euler
+from .solvers.runge_kutta import euler, rk4
+from .solvers.table import solve
 
-CalibrationMethod = Literal["acceleration", "optimal_steps"]
+CalibrationMethod = Literal["acceleration", "optimal_steps", "search"]
 FINE = 100
 """Steps of the finer table where none is given."""
+COARSER = 4
+"""One step of Runge and Kutta's method for so many of Euler's, at the same cost: the teacher of a search."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,12 @@ class Calibration:
     evaluations: int
     """Of the velocity, each for all the starts together. `sd35 calibrate --budget` adds its search's."""
     rms: float
-    """How far Euler's method on this table ends from the fine one, root mean square over the starts."""
+    """How far the solver ends on this table from the teacher on the fine one, root mean square over the
+    starts. The teacher is Euler's method, and of a search Runge and Kutta's, whose error is far below."""
     computed: tuple[int, ...] | None = None
     """The steps that are best computed where not all may be; see `budget.choose_steps`."""
+    solver: str = "euler"
+    """What it was made for."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Whatever the caller says made the velocity: model, prompts, guidance."""
 
@@ -56,26 +68,33 @@ def calibrate(
     steps: int,
     *,
     method: CalibrationMethod = "optimal_steps",
+    solver: str = "euler",
     fine: Tensor | None = None,
     least_ratio: float | None = None,
+    windows: Sequence[tuple[float, float]] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Calibration:
-    """Find the table of so many steps on which Euler's method keeps nearest to the flow.
+    """Find the table of so many steps on which a solver keeps nearest to the flow.
 
     Args:
         velocity: of the flow, guided as it will be used.
         noise: starts, (B, *S), one table for all; 4 to 16 will do.
         steps: of the table.
         method: see the head of this file. acceleration takes one evaluation for each fine step, and one
-            profile serves every number of steps; optimal_steps takes that times `steps`, and is nearer.
+            profile serves every number of steps; optimal_steps takes that times `steps`, and is nearer;
+            search takes twice that, and about 2 · steps² for each evaluation of a step.
+        solver: of a search; the other methods are of Euler's alone.
         fine: the table of the teacher, from 1 to 0; None is a tailed one of 100 steps.
         least_ratio: σ' / σ of a step is at least that, except of the last, to 0 (see `schedule.tailed`), so
             that what is generated with the table can be inverted. None sets no bound.
+        windows: as in `Cached`: noise levels inside of which the velocity is of another kind. The nearest
+            levels are moved to the ends of these, so that no step leads across one; of optimal_steps those of
+            the fine table, which it may choose or not.
         settings: kept in the result.
 
     Raises:
-        FlowError: an unknown method, a fine table that has not more steps or does not fall from 1 to 0, or a
-            bound out of range.
+        FlowError: an unknown method, a solver that it is not of, a fine table that has not more steps or does
+            not fall from 1 to 0, or a bound out of range.
     """
     steps = checked_steps(steps)
     fine = sigmas(FINE, preset="tailed") if fine is None else fine
@@ -88,24 +107,65 @@ def calibrate(
         )
     if least_ratio is not None and not 0 < least_ratio < 1:
         raise FlowError(f"least_ratio must lie in (0, 1), got {least_ratio}")
-    teacher = list(euler(velocity, noise, fine))
-    if method == "acceleration":
-        profile = acceleration([step.velocity for step in teacher], fine)
-        table, evaluations = spread(profile, fine, steps, least_ratio), len(teacher)
-    else:
+    check_searched(solver)
+    if method != "search" and solver != "euler":
+        raise FlowError(f"the tables of {method} are for 'euler'; for {solver!r} take the method 'search'")
+    fine = pinned(fine, windows)
+    counted = Counted(velocity)
+    teacher = list(euler(counted, noise, fine))
+    if method == "optimal_steps":
         states = torch.stack([as_float64(noise), *(as_float64(step.x) for step in teacher)])
-        chosen, evaluations = _programme(velocity, wide(noise), states, fine, steps, least_ratio)
-        table, evaluations = as_float64(fine)[chosen], evaluations + len(teacher)
-    end = last(euler(velocity, noise, table.float())).x
-    rms = float((end - teacher[-1].x).square().mean().sqrt())
+        table = as_float64(fine)[_programme(counted, wide(noise), states, fine, steps, least_ratio)]
+    else:
+        profile = acceleration([step.velocity for step in teacher], fine)
+        table = spread(profile, fine, steps, least_ratio, windows)
+    end = teacher[-1].x
+    if method == "search":
+        end = last(rk4(counted, noise, _on_both_sides(fine[::COARSER], windows))).x
+        fixed = [place for place, level in enumerate(table.tolist()) if level in ends(windows)]
+        table = search_levels(counted, noise, end, table, solver, fixed, least_ratio)
+    rms = float((solve(counted, noise, table.float(), solver) - end).square().mean().sqrt())
     return Calibration(
         tuple(table.tolist()),
         method,
         len(noise),
-        evaluations + steps,
+        counted.calls,
         rms,
+        solver=solver,
         settings=dict(settings or {}),
     )
+
+
+def ends(windows: Sequence[tuple[float, float]]) -> list[float]:
+    """The levels just below the ends of windows that lie between 1 and 0, falling.
+
+    There the velocity is that of the other side: a step down to one comes to the end, and the next begins
+    beyond.
+    """
+    found = torch.tensor(
+        sorted({end for window in windows for end in window if 0 < end < 1}, reverse=True),
+        dtype=torch.float32,
+        device="cpu",
+    )
+    return torch.nextafter(found, torch.zeros_like(found)).tolist()
+
+
+def _on_both_sides(table: Tensor, windows: Sequence[tuple[float, float]]) -> Tensor:
+    """A table with levels on either side of each end, so that no stage of a step is on the other."""
+    below = torch.tensor(ends(windows), dtype=torch.float32, device="cpu")
+    above = torch.nextafter(below, torch.ones_like(below))
+    return torch.cat([table.float().cpu(), below, above]).unique().flip(0)
+
+
+def pinned(table: Tensor, windows: Sequence[tuple[float, float]]) -> Tensor:
+    """A table whose nearest levels are moved to the `ends` of windows."""
+    table, free = table.clone(), set(range(1, len(table) - 1))
+    for end in ends(windows):
+        if free:
+            nearest = min(sorted(free), key=lambda place: abs(float(table[place]) - end))
+            table[nearest] = end
+            free.remove(nearest)
+    return table.sort(descending=True).values
 
 
 def acceleration(velocities: list[Tensor], fine: Tensor) -> Tensor:
@@ -123,10 +183,16 @@ def acceleration(velocities: list[Tensor], fine: Tensor) -> Tensor:
     return profile.clamp_max(4 * profile.median())
 
 
-def spread(profile: Tensor, fine: Tensor, steps: int, least_ratio: float | None = None) -> Tensor:
+def spread(
+    profile: Tensor,
+    fine: Tensor,
+    steps: int,
+    least_ratio: float | None = None,
+    windows: Sequence[tuple[float, float]] = (),
+) -> Tensor:
     """Levels at equal shares of ∫ √profile dσ, which makes Σ h² · profile least, (steps + 1,) float64.
 
-    With a bound, levels that lie too far below the one before are moved up to it, the noisiest first.
+    They are `pinned` to the ends of windows and `held` to the bound.
     """
     levels = as_float64(fine)
     root = torch.cat([profile, profile[-1:]]).sqrt()  # the last fine step has no velocity after it
@@ -135,17 +201,13 @@ def spread(profile: Tensor, fine: Tensor, steps: int, least_ratio: float | None 
     place = torch.searchsorted(whole, wanted).clamp(1, len(whole) - 1)
     share = (wanted - whole[place - 1]) / (whole[place] - whole[place - 1])
     inner = levels[place - 1] + share * levels.diff()[place - 1]
-    table = torch.cat([levels[:1], inner, levels[-1:]])
-    if least_ratio is not None:
-        for index in range(1, steps):
-            table[index] = torch.maximum(table[index], least_ratio * table[index - 1])
-    return table
+    return held(pinned(torch.cat([levels[:1], inner, levels[-1:]]), windows), least_ratio)
 
 
 def _programme(
     velocity: Velocity, noise: Tensor, states: Tensor, fine: Tensor, steps: int, least_ratio: float | None
-) -> tuple[list[int], int]:
-    """The levels of `fine` by dynamic programming, and the evaluations that it took.
+) -> list[int]:
+    """The levels of `fine` by dynamic programming.
 
     For each fine level the best state that a student reaches there in k Euler steps is kept: best is nearest,
     in the mean square over the batch, to the teacher's state there. From all of them each further level is
@@ -165,14 +227,13 @@ def _programme(
     squares = flat.square().sum(1)
     reached: dict[int, Tensor] = {0: flat[0]}
     origins: list[dict[int, int]] = []
-    evaluations = 0
     for k in range(1, steps + 1):
         costs = torch.full((count + 1,), torch.inf, dtype=flat.dtype, device=flat.device)
         origin: dict[int, int] = {}
         candidates: dict[int, tuple[Tensor, Tensor]] = {}
         for i, z in reached.items():
             v = evaluate(velocity, z.reshape(noise.shape).to(noise), levels[i].to(noise), k - 1)
-            v, evaluations = as_float64(v).flatten(), evaluations + 1
+            v = as_float64(v).flatten()
             h = levels[i + 1 :] - levels[i]
             # |z + h v - X|², for all the teacher's states X at once
             against = z.square().sum() + squares[i + 1 :] + h**2 * v.square().sum() + 2 * h * (z @ v)
@@ -193,4 +254,4 @@ def _programme(
     chosen = [count]
     for origin in reversed(origins):
         chosen.append(origin[chosen[-1]])
-    return chosen[::-1], evaluations
+    return chosen[::-1]

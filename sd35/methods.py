@@ -21,10 +21,10 @@ EDITS: Mapping[str, str] = {
 """The ways to edit, and what each does."""
 Precision = Literal["float32", "model"]
 RefineBy = Literal["gradient", "encoder"]
-CalibrationMethod = Literal["optimal_steps", "acceleration"]
+CalibrationMethod = Literal["optimal_steps", "acceleration", "search"]
 
 NOT_CALIBRATED = (
-    *("schedule", "least_ratio", "images_per_prompt", "solver", "solver_options"),
+    *("schedule", "least_ratio", "images_per_prompt", "solver_options"),
     *("cache", "cache_threshold"),
 )
 """Settings of a generation that a calibration decides by itself, or has no use for."""
@@ -205,7 +205,8 @@ class Calibrating:
     calibration: CalibrationMethod = setting(
         "optimal_steps",
         Name.of(CalibrationMethod),
-        "optimal_steps, by dynamic programming, or acceleration, which is quicker and not as near",
+        "optimal_steps, by dynamic programming, or acceleration, which is quicker and not as near, both for "
+        "euler; or search, by least squares, for the solver that is named: fireflow ends nearest",
         decides="flow",
     )
     bound: float | None = setting(
@@ -220,6 +221,8 @@ class Calibrating:
         "find also which of the steps to compute, so many of them, for `sd35 generate --cache`; the first "
         "after an end of a guidance interval is always one",
         decides="speed",
+        acts=lambda one: one.calibration != "search",
+        where="with a table for Euler's method",
     )
 
     def __post_init__(self) -> None:

@@ -214,10 +214,13 @@ class Pipeline(Model):
     def calibrate(
         self, prompt: PromptLike | Sequence[PromptLike], *, progress: bool = False, **given: Any
     ) -> Calibration:
-        """Find the noise levels on which Euler's method keeps nearest to this model's flow.
+        """Find the noise levels on which a solver keeps nearest to this model's flow.
 
             table = pipe.calibrate(["a red circle", "a blue square"], steps=8)
             pipe.generate("a green ring", schedule=table.sigmas)
+
+            table = pipe.calibrate("a red circle", steps=7, calibration="search", solver="fireflow")
+            pipe.generate("a green ring", schedule=table.sigmas, solver=table.solver)
 
         Args:
             prompt: of the kind that will be drawn: 4 to 16 are enough.

@@ -80,6 +80,29 @@ class Cache(Kind):
         return steps
 
 
+def of_file(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The solver that a file given as the schedule was made for, where no other is given; else nothing.
+
+    Raises:
+        OSError: there is no such file.
+        SettingsError: it is something else.
+    """
+    if not is_file(given.get("schedule")):
+        return {}
+    made = read_calibration(given["schedule"])
+    if given.get("solver", made.solver) != made.solver:
+        return {}
+    return {"solver": made.solver}
+
+
+def made_for_another(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note where a file given as the schedule was made for another solver than the one that is given."""
+    if not is_file(given.get("schedule")) or of_file(given):
+        return ()
+    made = read_calibration(given["schedule"])
+    return (f"{given['schedule']} was made for the solver {made.solver}, and {given['solver']} is used",)
+
+
 def checked_levels(name: str, value: Sequence[Any]) -> tuple[float, ...]:
     """Levels that fall strictly from 1 to 0.
 
@@ -114,7 +137,7 @@ def read_calibration(path: str | Path) -> "Calibration":
         raise SettingsError(f"{path} is no table of noise levels: {error}") from error
     if not isinstance(held, dict) or held.pop("format", None) != FORMAT:
         raise SettingsError(f"{path} is no table of noise levels ({FORMAT}): sd35 calibrate makes one")
-    held.setdefault("computed", None)
+    held = {"computed": None, "solver": "euler"} | held
     names = {one.name for one in fields(Calibration)}
     if held.keys() != names or not isinstance(held["sigmas"], list):
         raise SettingsError(f"{path} is damaged: expected {', '.join(sorted(names))}")

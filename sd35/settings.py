@@ -12,7 +12,7 @@ from .inputs import PictureSettings
 from .kinds import Name, Number, Options, Text, Whole
 from .loras import Lora, Loras
 from .prompts import Prompts, no_prompt, policies
-from .schedules import Cache, Preset, Schedule, is_file, read_calibration, solvers
+from .schedules import Cache, Preset, Schedule, is_file, of_file, read_calibration, solvers
 from .units import SIZE_UNIT
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Settings(PictureSettings):
         "reference",
         Schedule(),
         "table of noise levels: reference, diffusers, linear, tailed (which can be inverted), or a file of "
-        "`sd35 calibrate`",
+        "`sd35 calibrate`, which brings the solver that it was made for",
         decides="flow",
     )
     schedule_shift: float = setting(
@@ -308,6 +308,7 @@ def settings_of(
             usual = Guidance(**numbers.get("guidance", {}))
         given["guidance"] = replace(usual, **given["guidance"])
     if "schedule" in given:
+        given = of_file(given) | given
         told = fields.table(Settings)["schedule"]
         given["schedule"] = fields.checked(told, "schedule", given["schedule"])
         if isinstance(given["schedule"], tuple):

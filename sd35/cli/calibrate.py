@@ -1,9 +1,10 @@
-"""Find the noise levels on which Euler's method keeps nearest to a model's flow, for so many steps.
+"""Find the noise levels on which a solver keeps nearest to a model's flow, for so many steps.
 
     sd35 calibrate "a red circle" "a blue square" --steps 8 -o eight.json
-    sd35 generate "a green ring" --schedule eight.json
+    sd35 calibrate "a red circle" "a star" --steps 7 --calibration search --solver fireflow -o seven.json
+    sd35 generate "a green ring" --schedule seven.json
 
-The table belongs to the model, the guidance and the number of steps that it is made with.
+The table belongs to the model, the guidance, the number of steps and the solver that it is made with.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         temporary.write_text(calibration_text(table), encoding="utf-8")
     print(", ".join(f"{level:.4g}" for level in table.sigmas))
     print(f"{table.rms:.3g} from the fine table, root mean square, over {table.samples} pictures")
+    print(f"for the solver {table.solver}, which --schedule {args.output} stands for too")
     if table.computed is not None:
         print("computed: " + " ".join(map(str, table.computed)))
     print(args.output)

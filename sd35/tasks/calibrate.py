@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 import flow
 from flow.calibrate import FINE
+from flow.search import check_searched
 from textenc.prompt import PromptLike
 
 from .. import fields
@@ -25,11 +26,12 @@ from .source import split_by_table
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate(Calibrating):
-    """A request to find the noise levels of so many steps of Euler's method; see `flow.calibrate`.
+    """A request to find the noise levels of so many steps of a solver; see `flow.calibrate`.
 
     Raises:
         SettingsError: settings that a calibration has no use for, or more steps than the fine table can be
             thinned to.
+        FlowError: a solver whose table cannot be searched.
     """
 
     settings: Settings
@@ -44,6 +46,7 @@ class Calibrate(Calibrating):
                 "skip_layer and zero_steps act in some steps of a table, and this one is not yet known: "
                 "calibrate without"
             )
+        check_searched(self.settings.solver)
         if self.settings.steps > FINE - 2:
             raise SettingsError(
                 f"steps must be at most {FINE - 2}: a table is chosen from {FINE} levels; "
@@ -76,9 +79,14 @@ class Calibrate(Calibrating):
         """
         own, of_generation = split_by_table(cls, dict(given or {}))
         if idle := [name for name in NOT_CALIBRATED if name in of_generation]:
-            raise SettingsError(f"{', '.join(idle)}: not of a calibration, which is of Euler's method")
+            raise SettingsError(f"{', '.join(idle)}: not of a calibration, which decides them")
+        for_any = own.get("calibration") == "search"
+        if "solver" in of_generation and not for_any:
+            raise SettingsError(
+                "solver has an effect only with the calibration search: the others are for euler"
+            )
         # The reference guides medium by skipping layers, which needs a table that is known.
-        idle_here = (*NOT_CALIBRATED, "skip_layer")
+        idle_here = (*NOT_CALIBRATED, "skip_layer", *(() if for_any else ("solver",)))
         numbers, notes = usual_numbers(of_generation, variant, but=idle_here)
         settings = settings_of({"prompts": prompt, **of_generation}, None, numbers)
         request = cls(settings=settings, notes=notes, **own)
@@ -112,8 +120,10 @@ def calibrate(model: Model, request: Calibrate, *, progress: bool = False) -> fl
             noise,
             settings.steps,
             method=request.calibration,
+            solver=settings.solver,
             fine=teacher,
             least_ratio=request.bound,
+            windows=windows_of(settings),
             settings=fields.plain(settings),
         )
         if request.budget is None:

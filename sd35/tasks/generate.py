@@ -26,6 +26,7 @@ from ..noise import draw_noise, generators
 from ..presets import UNKNOWN, Variant, below_one, usual_numbers
 from ..saved.result import Result
 from ..saved.state import State
+from ..schedules import made_for_another
 from ..settings import Settings, settings_of
 from ..units import LATENT
 from ..velocity import velocity_of
@@ -106,6 +107,7 @@ class Generate:
                 'what should be drawn? Give a prompt: sd35 generate "a red circle on the left"'
             )
         numbers, notes = usual_numbers(given, variant, preset, saved=base is not None)
+        notes += made_for_another(given)
         if noise is None:
             given, inputs = take_inputs(given, base)
             settings = settings_of(given, base, numbers)

@@ -9,7 +9,7 @@ import torch
 import flow
 from sd35 import Settings, read_settings
 from sd35.errors import SettingsError
-from sd35.schedules import calibration_text
+from sd35.schedules import calibration_text, read_calibration
 from sd35.settings import settings_of
 
 LEVELS = (1.0, 0.75, 0.25, 0.0)
@@ -108,3 +108,30 @@ def test_the_command_makes_a_table_that_generate_draws_with(model_folder, tmp_pa
     assert "--budget must be at most 4" in capsys.readouterr().err
     assert main(["calibrate", "a", "--steps", "4", "--zero-steps", "1", "-o", "five.json", *model]) == 2
     assert "calibrate without" in capsys.readouterr().err
+
+
+def test_a_file_brings_the_solver_that_it_was_made_for(model_folder, tmp_path, monkeypatch, capsys):
+    from sd35.cli import main
+
+    monkeypatch.setattr("sd35.tasks.calibrate.FINE", 12)
+    monkeypatch.chdir(tmp_path)
+    model = ["-m", str(model_folder)]
+    asked = ["calibrate", "a", "--steps", "3", "--solver", "leapfrog", "-o", "three.json", *model]
+    assert main([*asked, "--calibration", "acceleration"]) == 2
+    assert "only with the calibration search" in capsys.readouterr().err
+    assert main([*asked, "--calibration", "search", "--budget", "2"]) == 2
+    assert "with a table for Euler's method" in capsys.readouterr().err
+    assert main([*asked, "--calibration", "search", "--solver", "sde"]) == 2
+    assert "no table is searched for 'sde', which draws noise" in capsys.readouterr().err
+    assert main([*asked, "--calibration", "search", "--guidance-interval", "0.6", "1"]) == 0
+    made = read_calibration("three.json")
+    assert made.solver == "leapfrog"
+    assert min(abs(level - 0.6) for level in made.sigmas) < 1e-6
+    drawing = ["generate", "a", "--schedule", "three.json", *model]
+    assert main([*drawing, "-o", "a.png"]) == 0
+    assert "made for" not in capsys.readouterr().err
+    settings = read_settings("a.png")
+    assert (settings.solver, settings.schedule) == ("leapfrog", made.sigmas)
+    assert main([*drawing, "--solver", "ab2", "-o", "b.png"]) == 0
+    assert "three.json was made for the solver leapfrog, and ab2 is used" in capsys.readouterr().err
+    assert read_settings("b.png").solver == "ab2"
