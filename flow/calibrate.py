@@ -121,7 +121,7 @@ def calibrate(
         table = spread(profile, fine, steps, least_ratio, windows)
     end = teacher[-1].x
     if method == "search":
-        end = last(rk4(counted, noise, _on_both_sides(fine[::COARSER], windows))).x
+        end = last(rk4(counted, noise, _on_both_sides(fine, windows))).x
         fixed = [place for place, level in enumerate(table.tolist()) if level in ends(windows)]
         table = search_levels(counted, noise, end, table, solver, fixed, least_ratio)
     rms = float((solve(counted, noise, table.float(), solver) - end).square().mean().sqrt())
@@ -150,11 +150,12 @@ def ends(windows: Sequence[tuple[float, float]]) -> list[float]:
     return torch.nextafter(found, torch.zeros_like(found)).tolist()
 
 
-def _on_both_sides(table: Tensor, windows: Sequence[tuple[float, float]]) -> Tensor:
-    """A table with levels on either side of each end, so that no stage of a step is on the other."""
+def _on_both_sides(fine: Tensor, windows: Sequence[tuple[float, float]]) -> Tensor:
+    """A coarser table with levels on either side of each end, so that no stage of a step is on the other."""
     below = torch.tensor(ends(windows), dtype=torch.float32, device="cpu")
     above = torch.nextafter(below, torch.ones_like(below))
-    return torch.cat([table.float().cpu(), below, above]).unique().flip(0)
+    coarse = torch.cat([fine[:-1:COARSER], fine[-1:]]).float().cpu()
+    return torch.cat([coarse, below, above]).unique().flip(0)
 
 
 def pinned(table: Tensor, windows: Sequence[tuple[float, float]]) -> Tensor:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         temporary.write_text(calibration_text(table), encoding="utf-8")
     print(", ".join(f"{level:.4g}" for level in table.sigmas))
     print(f"{table.rms:.3g} from the fine table, root mean square, over {table.samples} pictures")
-    print(f"for the solver {table.solver}, which --schedule {args.output} stands for too")
+    print(f"for the solver {table.solver}")
     if table.computed is not None:
         print("computed: " + " ".join(map(str, table.computed)))
     print(args.output)

@@ -87,6 +87,16 @@ def test_no_step_leads_across_the_end_of_a_window(method, toy, noise_for):
     assert level < torch.tensor(0.53)  # on the far side, where the velocity is not guided
 
 
+def test_the_teacher_of_a_search_goes_to_the_end_of_any_fine_table(toy, noise_for):
+    noise = noise_for(2)
+    made = calibrate(toy(), noise, 6, method="search", solver="ab2", fine=sigmas(51, preset="tailed"))
+    end, true = (
+        solve(toy(), noise, made.table, "ab2"),
+        solve(toy(), noise, sigmas(200, preset="tailed"), "rk4"),
+    )
+    assert made.rms == pytest.approx(float((end - true).square().mean().sqrt()), rel=0.05)
+
+
 def test_levels_go_to_the_ends_of_windows_and_stay_in_order():
     table = torch.tensor([1.0, 0.9, 0.52, 0.5, 0.2, 0.0])
     moved = pinned(table, [(0.51, 1.0), (0.0, 0.505)])
