@@ -93,6 +93,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--forward-prompts", type=int, help="of those, for table forward; default: all")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--side", type=int, help="of the pictures, in pixels; default: the model's")
     parser.add_argument(
         "--schedule", default="reference", help="of sd35 list schedules, or a calibrated file"
     )
@@ -124,7 +125,7 @@ def batches(pipe: sd35.Pipeline, prompts: Sequence[str], args: argparse.Namespac
             scale = args.guidance_scale - less
             return Counted(sd35.GuidedVelocity(pipe.mmdit, cond, uncond, scale, **given))
 
-        noise = draw_noise(generators(chosen), pipe.latents_shape(None, None)).to(pipe.device)
+        noise = draw_noise(generators(chosen), pipe.latents_shape(args.side, args.side)).to(pipe.device)
         yield Batch(velocity(), velocity(shift=1), velocity(less=0.5), flow.on_grid(noise))
         progress(f"{chosen.stop} of {len(prompts)} prompts")
 

@@ -68,7 +68,8 @@ def counted(velocity: sd35.GuidedVelocity, noise: Tensor, sigmas: Tensor) -> tup
         tolerance = ACCURACY * levels[number] ** 1.5
         for start in (guess, None):
             h = levels[number + 1] - levels[number]
-            found = solve_step(slope, states[number + 1].double(), h, start, tolerance, 30)
+            within = torch.full((len(noise),), tolerance, device=noise.device)
+            found = solve_step(slope, states[number + 1].double(), h, start, within, 30)
             converged = found.residual <= tolerance
             others = others + (converged & (rms(found.x - states[number].double()) > FAR * tolerance))
             unsolved = unsolved + ~converged

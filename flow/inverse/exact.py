@@ -8,8 +8,8 @@ What the tolerance is worth depends on where it is spent: the last steps contrac
 their errors are multiplied many times. It is proportional to σ^1.5.
 
 How many times they are multiplied no residual tells: every step may converge and the noise be wrong. So two
-ways are gone at once. A coarse one finds where the fine one should look, and the fine one says how far off
-the coarse one is, from step to step and in the end.
+ways are gone at once. A coarse one finds where the fine one should look. The fine one is solved to a part of
+what they are apart, so that it says how far off the coarse one is, from step to step and in the end.
 """
 
 import math
@@ -27,6 +27,11 @@ from ..solvers.table import lookup
 from .report import InverseStep, StepReport
 from .search import Found, solve_step
 
+COARSER = 10
+"""Times the accuracy asked for: that of the way which is gone for comparison."""
+SHARE = 0.1
+"""Of what the two ways are expected to be apart: the finer one is solved to this where it is less than was
+asked for. So their difference is the coarser one's error, however a step multiplies what is left of it."""
 GROWTH = (0.3, 8.0)
 """Bounds on how the difference of two ways is expected to grow from one step to the next."""
 
@@ -58,9 +63,9 @@ def exact(
             samples of the batch alone.
         max_evaluations: of the velocity, per step; a step that is not done by then is reported with how far
             it came. A trial of a beginning takes as many as a step of the solver: 1, 2, 2 and 4.
-        check: go the coarse way too, with the root of `accuracy` and data rounded otherwise, so that the
-            report has what the noise is at least worth. At 1e-4 that costs little, as the fine way begins
-            near; the less is asked for, the more it costs beside.
+        check: go a coarser way too, with ten times the `accuracy` and data rounded otherwise, so that the
+            report has what the noise is at least worth. Where a step multiplies errors, the noise becomes
+            more exact by it than without. It costs about one evaluation a step.
 
     Raises:
         FlowError: a solver with memory or choices of its own; an accuracy below the rounding of the dtype, or
@@ -173,7 +178,12 @@ class _Way:
         lost = self.lost if beside is None else self.lost | beside.lost
         trial = _Trials(self.velocity, self.y.to(self.like), lost, self.solver, levels, number)
         guess = _extrapolated(self.past, sigma) if beside is None else beside.slope + _grown(self.past)
-        found = solve_step(trial.mean_slope, self.y, h, guess, tolerance, trials)
+        within = torch.full_like(rms(self.y), tolerance)
+        if beside is not None:
+            share = SHARE * rms(self.y - h * guess - beside.y)
+            rounding = torch.finfo(self.like.dtype).eps * rms(self.y)
+            within = within.minimum(share.maximum(rounding))
+        found = solve_step(trial.mean_slope, self.y, h, guess, within, trials)
         self.slope = (self.y - found.x) / h
         unforeseen = self.slope if beside is None else self.slope - beside.slope
         self.past = [*self.past[-1:], (sigma, unforeseen)]
@@ -185,7 +195,7 @@ def _inverse(
     velocity: Velocity, solver: str, data: Tensor, sigmas: Tensor, accuracy: float, trials: int, check: bool
 ) -> Iterator[InverseStep]:
     fine = _Way(velocity, solver, data, accuracy)
-    coarse = _Way(velocity, solver, _rounded(data), math.sqrt(accuracy)) if check else None
+    coarse = _Way(velocity, solver, _rounded(data), COARSER * accuracy) if check else None
     for number in reversed(range(len(sigmas) - 1)):
         levels = sigmas[number : number + 2]
         if coarse is None:

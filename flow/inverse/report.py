@@ -44,8 +44,8 @@ class StepReport:
     made: tuple[int, ...] | None = None
     """Per sample, calls of the velocity, where they differ."""
     apart: tuple[float, ...] | None = None
-    """Per sample, how far the way that was gone for comparison, with the root of the accuracy, is from the
-    one returned (root mean square): nearly the whole error of that coarser one, more than that of this."""
+    """Per sample, how far the way that was gone for comparison, with ten times the accuracy, is from the one
+    returned (root mean square): nearly the whole error of that coarser one, more than that of this."""
 
     @property
     def converged(self) -> tuple[bool, ...]:
@@ -96,10 +96,12 @@ class Report:
         return tuple(sorted({sample for step in self.steps for sample in step.ambiguous}))
 
     @property
-    def _apart(self) -> list[tuple[float, float, int]]:
-        """How far the two ways were apart after the first step and after the last, and the sample."""
-        first, last = (step.apart or () for step in (self.steps[0], self.steps[-1]))
-        return [(*ends, sample) for sample, ends in enumerate(zip(first, last, strict=True))]
+    def apart(self) -> tuple[float, ...]:
+        """Per sample, the most that the two ways were apart after any step; empty where one way was gone.
+
+        Where they come nearer again, that is no proof: both may have been lost and led to the same place.
+        """
+        return tuple(max(ways) for ways in zip(*(step.apart or () for step in self.steps), strict=True))
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -126,12 +128,12 @@ class Report:
                 if 0 < step.ratio < LEAST_RATIO
             )
         lines += [
-            f"sample {sample}: two ways up that were {first:.1e} apart at their first step end {last:.2g} "
-            "apart, and the noise is known no better than that. The generation contracts too strongly, as "
-            "guidance makes it do: guide at high noise alone and limit it (interval=(0.7, 1), flow.apg), or "
-            "keep a reversible solver's companion"
-            for first, last, sample in self._apart
-            if last > APART
+            f"sample {sample}: two ways up that were {first:.1e} apart at their first step came to be "
+            f"{most:.2g} apart, and the noise is known no better than that. The generation contracts too "
+            "strongly, as guidance makes it do: guide at high noise alone and limit it (interval=(0.7, 1), "
+            "flow.apg), or keep a reversible solver's companion"
+            for sample, (first, most) in enumerate(zip(self.steps[0].apart or (), self.apart, strict=True))
+            if most > APART
         ]
         lines += [
             f"sample {sample}: undone, it is {mismatch:.1e} from where a generation begins, and what was "
@@ -189,13 +191,12 @@ class Inversion:
     def decibels(self) -> tuple[float, ...]:
         """Per sample, the PSNR that the noise has or exceeds, over its range; empty where it was not checked.
 
-        It is an estimate, that of the coarser way beside this one (`StepReport.apart`). Where it is low the
-        noise is lost, and by how much is a guess; where a step folds, the two may have found the same other
-        noise, and `Report.ambiguous` names the samples.
+        It is what the coarser way beside this one found (`StepReport.apart`), and this one is more exact.
+        Where it is low the noise is lost, and by how much is a guess; where a step folds, the two may have
+        found the same other noise, and `Report.ambiguous` names the samples.
         """
-        apart = self.report.steps[-1].apart or ()
         size = float(self.noise.max() - self.noise.min())
-        return tuple(20 * math.log10(size / one) if one else math.inf for one in apart)
+        return tuple(20 * math.log10(size / most) if most else math.inf for most in self.report.apart)
 
     def __repr__(self) -> str:
         return shown(self)

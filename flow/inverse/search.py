@@ -91,7 +91,7 @@ def solve_step(
     y: Tensor,
     h: float,
     guess: Tensor | None,
-    tolerance: float,
+    tolerance: Tensor,
     trials: int,
 ) -> Found:
     """Solve x + h · mean_slope(x) = y for x, each sample until its own residual is within the tolerance.
@@ -106,7 +106,7 @@ def solve_step(
         y: where the step ended, (B, *S).
         h: the step's length.
         guess: the slope expected, (B, *S); None is none.
-        tolerance: of the residual.
+        tolerance: of the residual, (B,).
         trials: at most.
     """
     start = y if guess is None else y - h * guess
@@ -115,8 +115,9 @@ def solve_step(
     search = _Search(start, torch.arange(len(y), device=y.device))
     for trial in range(trials):
         image = y[search.rows] - h * mean_slope(search.x, search.rows)
-        done = search.take(image, tolerance) | (trial == trials - 1)
-        search.settle(done, tolerance, found)
+        left = tolerance[search.rows]
+        done = search.take(image, left) | (trial == trials - 1)
+        search.settle(done, left, found)
         search.keep(~done)
         if not len(search.rows):
             break
@@ -134,7 +135,7 @@ class _Search:
         self.lost = torch.zeros_like(self.least, dtype=torch.bool)
         self.stalled = torch.zeros_like(self.least, dtype=torch.long)
 
-    def take(self, image: Tensor, tolerance: float) -> Tensor:
+    def take(self, image: Tensor, tolerance: Tensor) -> Tensor:
         """Note what a trial gave, and move on; the samples whose search is over, (b,)."""
         residual = rms(image - self.x)
         self.lost = ~(residual <= RUNAWAY * self.least)  # as NaN is
@@ -150,7 +151,7 @@ class _Search:
         self.mark = self.least.where(gains, self.mark)
         return self.lost | (residual <= tolerance) | (self.stalled >= PATIENCE)
 
-    def settle(self, done: Tensor, tolerance: float, found: Found) -> None:
+    def settle(self, done: Tensor, tolerance: Tensor, found: Found) -> None:
         """Write down what was found for the samples whose search is over."""
         converged = ~self.lost & (self.residual <= tolerance)
         rows = self.rows[done]

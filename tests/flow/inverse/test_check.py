@@ -11,12 +11,12 @@ def test_the_noise_is_worth_what_the_report_says_at_least(toy, noise_for):
     noise = noise_for(6)
     data = solve(toy(), noise, TABLE)
     found = inversion(toy(), data, TABLE, accuracy=1e-4)
-    coarse = inversion(toy(), data, TABLE, accuracy=1e-2, check=False)
+    coarse = inversion(toy(), data, TABLE, accuracy=1e-3, check=False)
     size = float(noise.max() - noise.min())
     true, of_coarse = (closeness(one.noise, noise, size).psnr for one in (found, coarse))
     assert torch.tensor(found.decibels).sub(of_coarse).abs().max() < 1
     assert (true > torch.tensor(found.decibels) + 15).all()
-    assert found.report.evaluations <= 4 * 28
+    assert found.report.evaluations <= 4.5 * 28
     assert found.report.problems == ()
 
 
