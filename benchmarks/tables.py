@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     medians = {key: f"{row.closeness.psnr.median():.1f}" for key, row in ends.items()}
     cells = [[str(steps), *(medians.get((name, steps), "") for name in names)] for steps in args.budgets]
     show(["evaluations", *names], cells)
+    if not back:
+        return
     print(f"\n## The noise found, by exact at {ACCURACY:g}, or leapfrog's by undoing\n")
     heads = ["evaluations", "table", "x naive", "noise PSNR dB", "least", "median", "most", "cosine"]
     show(heads, [[str(cost), name, *row.cells(cost)[1:]] for (name, cost), row in back.items()])
