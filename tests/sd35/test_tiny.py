@@ -35,10 +35,24 @@ def test_a_batch_is_its_images_alone(tiny) -> None:
     assert np.array_equal(np.asarray(batch.images[1]), np.asarray(alone.images[0]))
 
 
+LIMITED = {"interval": (0.7, 1.0), "rule": "apg", "apg_parallel": 1.0, "apg_norm": 5.0}
+BELOW = 0.7 - 1e-7
+"""The level just below the end of guidance: the velocity there is not guided."""
+SEARCHED = (1.0, 0.9166, 0.776, BELOW, 0.4596, 0.1335, 0.06457, 0.0)
+"""Of `sd35 calibrate --calibration search --solver fireflow --steps 7`, guided so, from four other prompts."""
+
+
+def test_eight_evaluations_end_near_the_flow(tiny) -> None:
+    given = {"prompt": held_out_prompts(1, shapes=1, seed=1), "guidance": LIMITED, "seed": 0}
+    fine = sorted({*flow.sigmas(8, preset="tailed").tolist(), 0.7, BELOW}, reverse=True)
+    true = tiny.generate(**given, schedule=tuple(fine), solver="rk4")
+    drawn = tiny.generate(**given, schedule=SEARCHED, solver="fireflow")
+    assert flow.closeness(drawn.latents, true.latents).total_psnr > 56  # 58.5
+
+
 def test_guided_at_high_noise_alone_and_limited_it_is_inverted_at_twice_the_steps(tiny) -> None:
     prompts = held_out_prompts(2, shapes=1, seed=1)
-    guidance = {"interval": (0.7, 1.0), "rule": "apg", "apg_parallel": 1.0, "apg_norm": 5.0}
-    given = {"seed": 0, "schedule": "tailed", "guidance": guidance, "batch_size": 2}
+    given = {"seed": 0, "schedule": "tailed", "guidance": LIMITED, "batch_size": 2}
     drawn = tiny.generate(prompts, **given)
     coarse = {"accuracy": 1e-2, "method_options": {"check": False}, "measure": False}
     found = tiny.invert(drawn.latents, prompts, **given, **coarse)
