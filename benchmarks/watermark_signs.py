@@ -39,7 +39,7 @@ FIRST_KEY = 1_000
 """Of the first picture; those that follow count on from it."""
 HOW: Mapping[str, Any] = {"steps": 28, "batch_size": TOGETHER}
 """How what is measured is drawn, and inverted."""
-EXACT = 20
+EXACT = 8
 """Pictures that the exact inverse is tried on."""
 
 Tensors = dict[str, Tensor]
@@ -87,11 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures |= in_batches("painted", args.pictures, paint)
 
     found: dict[str, dict[str, Tensors]] = {"naive": {}, "exact": {}, "one forward": {}}
+    inverted = min(args.inverted, args.pictures)
     for name, latents in pictures.items():
-        found["naive"][name] = in_batches(f"naive/{name}", args.pictures, invert, latents)
+        found["naive"][name] = in_batches(f"naive/{name}", inverted, invert, latents)
     for name in EXACTLY:
-        count = min(EXACT, args.pictures)
-        found["exact"][name] = in_batches(f"exact/{name}", count, invert_exactly, pictures[name], prompts)
+        exactly = pictures[name], prompts
+        found["exact"][name] = in_batches(f"exact/{name}", min(EXACT, inverted), invert_exactly, *exactly)
     empty = pipe.encode_prompt("")
     mmdit = learn(args.output / "training", pairs, empty, args.steps)
     for name, latents in pictures.items():
@@ -174,9 +175,10 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="of all that is made")
-    parser.add_argument("--pairs", type=int, default=960, help="to learn from")
-    parser.add_argument("--steps", type=int, default=600, help="of training")
-    parser.add_argument("--pictures", type=int, default=200, help="to measure")
+    parser.add_argument("--pairs", type=int, default=640, help="to learn from (default 640)")
+    parser.add_argument("--steps", type=int, default=250, help="of training (default 250)")
+    parser.add_argument("--pictures", type=int, default=200, help="to read signs from (default 200)")
+    parser.add_argument("--inverted", type=int, default=32, help="of those, to invert too (default 32)")
     return parser
 
 

@@ -41,8 +41,8 @@ def test_it_learns_and_reads(signs, monkeypatch, tmp_path, capsys) -> None:
         for constant, value in constants.items():
             monkeypatch.setattr(module, constant, value)
     monkeypatch.setattr("sd35.train.loop.save_state", lambda *_: None)  # 100 MB
-    given = ["--output", str(tmp_path), "--pairs", "1", "--steps", "1", "--pictures", "1"]
-    signs.main(given)
+    once = [f"--{what}=1" for what in ("pairs", "steps", "pictures", "inverted")]
+    signs.main(["--output", str(tmp_path), *once])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [f"{picture}: {by}" for picture, by, *_ in rows] == [
         *("latents: naive", "latents: one forward"),
