@@ -40,6 +40,7 @@ def test_it_learns_and_reads(signs, monkeypatch, tmp_path, capsys) -> None:
     ):
         for constant, value in constants.items():
             monkeypatch.setattr(module, constant, value)
+    monkeypatch.setattr("sd35.marks.OTHERS", 9)
     monkeypatch.setattr("sd35.train.loop.save_state", lambda *_: None)  # 100 MB
     once = [f"--{what}=1" for what in ("pairs", "steps", "pictures", "inverted")]
     signs.main(["--output", str(tmp_path), *once])
