@@ -23,7 +23,7 @@ from weights import load_mmdit
 TOGETHER = 32
 """Pictures of a batch."""
 FEW: Mapping[str, Any] = {"solver": "ab2", "steps": 8}
-"""How they are drawn: 45 dB from 28 steps of Euler, as near as a PNG file's latents are to its picture's."""
+"""How they are drawn: 45 dB from 28 steps of Euler, for two fifths of the cost; PNG files are 46 dB off."""
 EACH = 4
 """Pictures of a prompt."""
 QUALITIES = 10, 95
@@ -31,7 +31,7 @@ QUALITIES = 10, 95
 FIRST = 1_000_000
 """The seed of the first picture, far from the seeds of what is measured."""
 LEVEL, TEXT = 0.0, 1
-"""The noise level that the transformer is told, and how many of the empty prompt's 154 tokens."""
+"""The noise level that the transformer is told, and the tokens of the empty prompt: all 154 cost three times."""
 
 
 def draw_pairs(pipe: sd35.Pipeline, batch: range) -> dict[str, Tensor]:
