@@ -31,7 +31,8 @@ QUALITIES = 10, 95
 FIRST = 1_000_000
 """The seed of the first picture, far from the seeds of what is measured."""
 LEVEL, TEXT = 0.0, 1
-"""The noise level that the transformer is told, and tokens of the empty prompt: all 154 cost three times."""
+"""The noise level that the transformer is told (the last of a table, 0.0089, is as good), and tokens of the
+empty prompt: all 154 cost three times."""
 
 
 def draw_pairs(pipe: sd35.Pipeline, batch: range) -> dict[str, Tensor]:
