@@ -39,7 +39,7 @@ LIMITED = {"interval": (0.7, 1.0), "rule": "apg", "apg_parallel": 1.0, "apg_norm
 BELOW = 0.7 - 1e-7
 """The level just below the end of guidance: the velocity there is not guided."""
 SEARCHED = (1.0, 0.9166, 0.776, BELOW, 0.4596, 0.1335, 0.06457, 0.0)
-"""Of `sd35 calibrate --calibration search --solver fireflow --steps 7`, guided so, from four other prompts."""
+"""Of `sd35 calibrate --calibration search --solver fireflow --steps 7`, guided so, from four others."""
 
 
 def test_eight_evaluations_end_near_the_flow(tiny) -> None:
