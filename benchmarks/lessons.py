@@ -1,6 +1,7 @@
 """Teach the embedded model by training, and judge what it learned, before and after.
 
     python benchmarks/lessons.py hexagon --output runs/hexagon    # a new thing from 20 pictures, by a LoRA
+    python benchmarks/lessons.py colour --output runs/colour      # likewise, a ninth colour
     python benchmarks/lessons.py reflow --output runs/reflow      # fewer steps to the same end
     python benchmarks/lessons.py reward --output runs/reward      # another wording, by a reward
 
@@ -15,12 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that nothing needs to be installed
 
+import lessons_colour
 import lessons_hexagon
 import lessons_reflow
 import lessons_reward
 
 LESSONS = {
     "hexagon": (lessons_hexagon.lesson, 600),
+    "colour": (lessons_colour.lesson, 600),
     "reflow": (lessons_reflow.lesson, 800),
     "reward": (lessons_reward.lesson, 25),
 }
