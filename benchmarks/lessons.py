@@ -5,7 +5,7 @@
     python benchmarks/lessons.py reflow --output runs/reflow      # fewer steps to the same end
     python benchmarks/lessons.py reward --output runs/reward      # another wording, by a reward
 
-Prints one line of JSON a result. Each takes less than twenty minutes of a processor core. What was cut off
+Prints one line of JSON a result. Each takes up to twenty minutes of a processor core. What was cut off
 goes on when it is asked for again, but for the reward. Pictures are read back by tests/judge.py, which shares
 no code with what draws, trains or rewards.
 """
@@ -24,7 +24,7 @@ import lessons_reward
 LESSONS = {
     "hexagon": (lessons_hexagon.lesson, 600),
     "colour": (lessons_colour.lesson, 600),
-    "reflow": (lessons_reflow.lesson, 800),
+    "reflow": (lessons_reflow.lesson, 1550),
     "reward": (lessons_reward.lesson, 25),
 }
 """How it is given, and in how many steps of the optimizer."""

@@ -50,8 +50,8 @@ def known(count: int, seed: int) -> list[str]:
 def ends(
     pipe: sd35.Pipeline,
     prompts: Sequence[str],
+    sigmas: torch.Tensor,
     *,
-    steps: int,
     scale: float,
     solver: str = "euler",
     **guidance: Any,
@@ -63,14 +63,17 @@ def ends(
         velocity = pipe.velocity(part, guidance_scale=scale, batch_size=len(part), **guidance)
         noise = draw_noise(generators(range(first, first + len(part))), pipe.latents_shape(None, None))
         with torch.inference_mode():
-            parts.append(flow.solve(velocity, noise, flow.sigmas(steps), solver))
+            parts.append(flow.solve(velocity, noise, sigmas, solver))
     return torch.cat(parts)
 
 
-def pictures(pipe: sd35.Pipeline, prompts: Sequence[str], **how: Any) -> np.ndarray:
-    """The same as pictures, (B, H, W, 3) of 8 bits; `how` as in `ends`."""
+def pictures(
+    pipe: sd35.Pipeline, prompts: Sequence[str], *, steps: int, scale: float, **guidance: Any
+) -> np.ndarray:
+    """The same as pictures, (B, H, W, 3) of 8 bits, by Euler's method."""
     with torch.inference_mode():
-        images = [pipe.decode(part) for part in ends(pipe, prompts, **how).split(TOGETHER)]
+        latents = ends(pipe, prompts, flow.sigmas(steps), scale=scale, **guidance)
+        images = [pipe.decode(part) for part in latents.split(TOGETHER)]
     return to_uint8(torch.cat(images)).movedim(1, 3).numpy()
 
 
