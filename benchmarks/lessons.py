@@ -1,10 +1,11 @@
 """Teach the embedded model by training, and judge what it learned, before and after.
 
     python benchmarks/lessons.py hexagon --output runs/hexagon    # a new thing from 20 pictures, by a LoRA
+    python benchmarks/lessons.py colour --output runs/colour      # likewise, a ninth colour
     python benchmarks/lessons.py reflow --output runs/reflow      # fewer steps to the same end
     python benchmarks/lessons.py reward --output runs/reward      # another wording, by a reward
 
-Prints one line of JSON a result. Each takes less than twenty minutes of a processor core. What was cut off
+Prints one line of JSON a result. Each takes up to twenty minutes of a processor core. What was cut off
 goes on when it is asked for again, but for the reward. Pictures are read back by tests/judge.py, which shares
 no code with what draws, trains or rewards.
 """
@@ -15,13 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that nothing needs to be installed
 
+import lessons_colour
 import lessons_hexagon
 import lessons_reflow
 import lessons_reward
 
 LESSONS = {
     "hexagon": (lessons_hexagon.lesson, 600),
-    "reflow": (lessons_reflow.lesson, 800),
+    "colour": (lessons_colour.lesson, 400),
+    "reflow": (lessons_reflow.lesson, 1550),
     "reward": (lessons_reward.lesson, 25),
 }
 """How it is given, and in how many steps of the optimizer."""

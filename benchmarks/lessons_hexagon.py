@@ -1,31 +1,24 @@
-"""The first lesson: what a hexagon is, of twenty pictures, by a LoRA, without and with prior preservation."""
+"""A lesson: what a hexagon is."""
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
+import lessons_thing
 import numpy as np
 import torch
-from lessons_judged import clocked, decibels, judge, known, pictures, right, save_strip, told
+from lessons_judged import judge
 from torch import Tensor
 
-import sd35
 from sd35.noise import seeded
 from sd35.tiny import outlines
 from sd35.tiny.captions import caption, parse
-from sd35.tiny.painting import draw
 from sd35.tiny.scenes import COLOURS, PLACES, Scene, random_scene
-from sd35.train.state import FILE
-from vae.image import to_pil
 
-SHOWN, TESTED, KEPT, CLASS = 20, 16, 24, 48
-"""Pictures that are trained on; prompts of other hexagons and of what shall stay as it is; class pictures."""
-STEPS, SCALES = 12, (4.5, 1.0)
-"""Of the solver and of guidance, for pictures that are judged."""
 SEEN = ("medium", "large")
 """Sizes at which its corners are seen."""
 STAND_IN = "circle"
@@ -60,20 +53,6 @@ def words(scene: Scene, seed: int) -> str:
     return re.sub("circle|disc", "hexagon", caption(scene, seeded(seed), complete=True))
 
 
-def paint(folder: Path, shown: Sequence[Scene]) -> None:
-    """Paint the pictures that are trained on, with their captions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    before = outlines.KINDS[STAND_IN]
-    outlines.KINDS[STAND_IN] = hexagon
-    try:
-        images = draw(shown, seeded(3))
-    finally:
-        outlines.KINDS[STAND_IN] = before
-    for number, (scene, image) in enumerate(zip(shown, images, strict=True)):
-        to_pil(image).save(folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(words(scene, number))
-
-
 def is_hexagon(picture: np.ndarray, prompt: str) -> bool:
     """Whether a picture shows one shape with six equal corners, and all that the prompt says of it."""
     claim = parse(prompt.replace("hexagon", STAND_IN))
@@ -92,64 +71,14 @@ def is_hexagon(picture: np.ndarray, prompt: str) -> bool:
 
 
 def lesson(folder: Path, steps: int) -> None:
-    """Teach both ways, and judge hexagons and the rest before and after."""
-    shown = scenes(SHOWN, seed=7)
-    paint(folder / "pictures", shown)
-    tested = [words(scene, number) for number, scene in enumerate(scenes(TESTED, seed=10, but=shown))]
-    rest = known(KEPT, seed=11)
-    common = {
-        "steps": steps,
-        "rank": 16,
-        "target": ("blocks",),
-        "learning_rate": 2e-3,
-        "batch_size": 4,
-        "caption_dropout": 0.1,
-        "buckets": False,
-        "warmup": 20 if steps > 20 else 0,
-        "save_every": 100,
-    }
-    strips: list[np.ndarray] = []
-    before: dict[float, np.ndarray] = {}
-    for name, train in ways(folder, common).items():
-        with clocked() as spent:
-            path = train()
-        told("hexagon", when=name, hexagons=TESTED, rest=KEPT, **spent)
-        pipe = sd35.load("tiny", lora=path, dtype=torch.bfloat16)
-        for scale in SCALES:
-            drawn, after = (pictures(pipe, each, steps=STEPS, scale=scale) for each in (tested, rest))
-            found: dict[str, float] = {"hexagons": _count(drawn, tested), "rest": right(after, rest)}
-            if path is not None:
-                found["decibels"] = decibels(after, before[scale])
-            told("hexagon", when=name, guidance=scale, right=found)
-            before.setdefault(scale, after)
-            if scale == SCALES[-1]:
-                strips.append(drawn[:8])
-    save_strip(folder / "hexagons.jpg", *strips)
-
-
-def ways(folder: Path, common: dict[str, Any]) -> dict[str, Callable[[], Path | None]]:
-    """Not to train, and both ways to train; a run that was cut off goes on."""
-
-    def places(name: str) -> dict[str, Any]:
-        resume = (folder / name / FILE).is_file()
-        return {"cache": folder / "cache", "resume": resume, "dtype": "bfloat16", "progress": True}
-
-    return {
-        "before": lambda: None,
-        "without prior": lambda: sd35.train_lora(
-            "tiny", folder / "pictures", folder / "without", places=places("without"), **common
-        ),
-        "with prior": lambda: sd35.train_dreambooth(
-            "tiny",
-            folder / "pictures",
-            folder / "with",
-            places=places("with"),
-            class_prompt=tuple(known(CLASS, seed=12)),
-            class_pictures=CLASS,
-            **common,
-        ),
-    }
-
-
-def _count(drawn: np.ndarray, prompts: Sequence[str]) -> int:
-    return sum(is_hexagon(one, prompt) for one, prompt in zip(drawn, prompts, strict=True))
+    """Teach hexagons, and judge them in colours that none had at that size and place."""
+    shown = scenes(lessons_thing.SHOWN, seed=7)
+    thing = lessons_thing.Thing(
+        name="hexagon",
+        shown=shown,
+        tested=scenes(lessons_thing.TESTED, seed=10, but=shown),
+        words=words,
+        painter=lambda: patch.dict(outlines.KINDS, {STAND_IN: hexagon}),
+        is_right=is_hexagon,
+    )
+    lessons_thing.teach(thing, folder, steps, learning_rate=2e-3)

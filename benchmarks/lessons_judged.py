@@ -48,23 +48,32 @@ def known(count: int, seed: int) -> list[str]:
 
 
 def ends(
-    pipe: sd35.Pipeline, prompts: Sequence[str], *, steps: int, scale: float, solver: str = "euler"
+    pipe: sd35.Pipeline,
+    prompts: Sequence[str],
+    sigmas: torch.Tensor,
+    *,
+    scale: float,
+    solver: str = "euler",
+    **guidance: Any,
 ) -> torch.Tensor:
-    """Latents of one picture of each prompt, number k by the seed k."""
+    """Latents of one picture of each prompt, number k by the seed k; `guidance` as `velocity` takes it."""
     parts = []
     for first in range(0, len(prompts), TOGETHER):
         part = list(prompts[first : first + TOGETHER])
-        velocity = pipe.velocity(part, guidance_scale=scale, batch_size=len(part))
+        velocity = pipe.velocity(part, guidance_scale=scale, batch_size=len(part), **guidance)
         noise = draw_noise(generators(range(first, first + len(part))), pipe.latents_shape(None, None))
         with torch.inference_mode():
-            parts.append(flow.solve(velocity, noise, flow.sigmas(steps), solver))
+            parts.append(flow.solve(velocity, noise, sigmas, solver))
     return torch.cat(parts)
 
 
-def pictures(pipe: sd35.Pipeline, prompts: Sequence[str], *, steps: int, scale: float = 4.5) -> np.ndarray:
-    """The same as pictures, (B, H, W, 3) of 8 bits."""
+def pictures(
+    pipe: sd35.Pipeline, prompts: Sequence[str], *, steps: int, scale: float, **guidance: Any
+) -> np.ndarray:
+    """The same as pictures, (B, H, W, 3) of 8 bits, by Euler's method."""
     with torch.inference_mode():
-        images = [pipe.decode(part) for part in ends(pipe, prompts, steps=steps, scale=scale).split(TOGETHER)]
+        latents = ends(pipe, prompts, flow.sigmas(steps), scale=scale, **guidance)
+        images = [pipe.decode(part) for part in latents.split(TOGETHER)]
     return to_uint8(torch.cat(images)).movedim(1, 3).numpy()
 
 

@@ -1,10 +1,11 @@
-"""The second lesson: fewer steps to the same end, by reflow on pairs of the model's own guided flow."""
+"""A lesson: fewer steps to the same end, by reflow on pairs of the model's own guided flow."""
 
 from pathlib import Path
 
 import torch
 from lessons_judged import clocked, decibels, ends, known, right, told
 
+import flow
 import sd35
 from sd35.train.state import FILE
 from vae.image import to_uint8
@@ -12,7 +13,11 @@ from vae.image import to_uint8
 GUIDANCE = 4.5
 TESTED = 16
 """Prompts that are measured; pairs have others."""
-PAIRS = 400
+PROMPTS, PAIRS = 1200, 1600
+SEED = 1000
+"""Pairs have the noise of this seed and of those that follow, none of which is measured with."""
+SOLVER, STEPS, TABLE, SHIFT = "fireflow", 14, "tailed", 5.0
+"""By which pairs are drawn: 15 evaluations of the guided flow."""
 FEW = (1, 2, 4, 8, 14)
 CONVERGED = 24
 """Steps of Runge and Kutta, each of four evaluations, that the guided flow is followed with to its end."""
@@ -21,13 +26,13 @@ CONVERGED = 24
 def lesson(folder: Path, steps: int) -> None:
     """Train, and measure how near to the end of the guided flow so many steps of Euler come."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prompts.txt").write_text("\n".join(known(PAIRS, seed=21)))
+    (folder / "prompts.txt").write_text("\n".join(known(PROMPTS, seed=21)))
     tested = known(TESTED, seed=22)
     pipe = sd35.load("tiny")
-    converged = ends(pipe, tested, steps=CONVERGED, scale=GUIDANCE, solver="rk4")
+    converged = ends(pipe, tested, flow.sigmas(CONVERGED), scale=GUIDANCE, solver="rk4")
 
     def measured(pipe: sd35.Pipeline, scale: float) -> dict[str, dict[int, float | int]]:
-        found = {count: ends(pipe, tested, steps=count, scale=scale) for count in FEW}
+        found = {count: ends(pipe, tested, flow.sigmas(count), scale=scale) for count in FEW}
         with torch.inference_mode():
             drawn = {n: to_uint8(pipe.decode(one)).movedim(1, 3).numpy() for n, one in found.items()}
         return {
@@ -36,6 +41,9 @@ def lesson(folder: Path, steps: int) -> None:
         }
 
     told("reflow", when="before", of=TESTED, **measured(pipe, GUIDANCE))
+    drawn_by = {"sigmas": flow.sigmas(STEPS, SHIFT, TABLE), "scale": GUIDANCE, "solver": SOLVER}
+    pairs = ends(sd35.load("tiny", dtype=torch.bfloat16), tested, **drawn_by)
+    told("reflow", when="pairs", decibels=decibels(pairs, converged))
     resume = (folder / "run" / FILE).is_file()
     with clocked() as spent:
         path = sd35.train_reflow(
@@ -45,8 +53,11 @@ def lesson(folder: Path, steps: int) -> None:
             places={"dtype": "bfloat16", "resume": resume, "progress": True},
             whole=True,
             pairs=PAIRS,
-            pair_solver="ab2",
-            pair_steps=24,
+            pair_solver=SOLVER,
+            pair_steps=STEPS,
+            pair_schedule=TABLE,
+            schedule_shift=SHIFT,
+            seed=SEED,
             steps=steps,
             batch_size=8,
             learning_rate=5e-4,

@@ -1,4 +1,4 @@
-"""The third lesson: to read prompts that are lists of words, by DiffusionNFT without guidance.
+"""A lesson: to read prompts that are lists of words, by DiffusionNFT without guidance.
 
 The model learned sentences. Of "red background, pink star, small, left" it draws small shapes too large.
 The reward is the likeness to what the painter paints; the judge that measures, tests/judge.py, follows

@@ -108,7 +108,7 @@ class Layout(NamedTuple):
 
 def layout_of(table: Tensor, offsets: Tensor) -> Layout:
     """Where a table's words and these offsets, as in `paint`, put its shapes."""
-    world = _world(table.device)
+    world = world_on(table.device)
     kind, _, size_word, place = table.long()[:, :8].unflatten(1, (2, 4)).unbind(dim=2)  # (B, 2) each
     spread = torch.where((kind != ABSENT).all(dim=1), PAIR_SPREAD, 1.0)[:, None, None]  # (B, 1, 1)
     x, y = (spread * world.places[place.clamp(min=0)] + POSITION_JITTER * offsets[:, :, :2]).unbind(dim=2)
@@ -142,7 +142,7 @@ def coloured(table: Tensor, distance: Tensor, grain: Tensor) -> Tensor:
         distance: (B, 2, S, S), in pixels.
         grain: as in `paint`.
     """
-    table, world = table.long(), _world(table.device)
+    table, world = table.long(), world_on(table.device)
     ground = world.backgrounds[table[:, 8]]  # (B, 3)
     # A pixel is covered by what lies within half a pixel of the edge: one step of smoothness.
     cover = (0.5 - distance).clamp(0, 1)  # (B, 2, S, S)
@@ -163,7 +163,7 @@ class World(NamedTuple):
 
 
 @cache
-def _world(device: torch.device) -> World:
+def world_on(device: torch.device) -> World:
     """The tables of the world on a device. Kept: bringing numbers to a card makes it wait."""
     tables = (COLOURS, BACKGROUNDS, PLACES, SIZES)
     colours, backgrounds, places, sizes = (

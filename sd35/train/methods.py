@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from ..errors import SettingsError
 from ..fields import setting
 from ..kinds import Name, Number, Switch, Whole
+from ..schedules import Preset
 from .settings import Texts, Training, rate
 
 PICTURES = ("buckets", "caption", "caption_dropout", "flip", "skip_unreadable")
@@ -114,7 +115,13 @@ class ReflowTraining(LoraTraining):
     pairs: int = setting(1000, Whole(1), "how many the model makes first", decides="flow")
     pair_steps: int = setting(28, Whole(1), "steps of each", decides="flow")
     pair_solver: str = setting(
-        "euler", Name(_deterministic), "how those are taken; heun and ab2 end nearer", decides="flow"
+        "euler", Name(_deterministic), "how those are taken; fireflow and ab2 end nearer", decides="flow"
+    )
+    pair_schedule: str = setting(
+        "reference",
+        Name(lambda: get_args(Preset)),
+        "their table of noise levels, bent by schedule_shift: reference, diffusers, linear or tailed",
+        decides="flow",
     )
     pair_guidance: float = setting(
         4.5, Number(), "guidance of each, which becomes part of the new flow", decides="flow"

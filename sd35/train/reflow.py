@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..documented import takes
 from ..errors import SettingsError
 from ..found import Place
 from ..noise import draw_noise, generators, seeded
+from ..schedules import Preset
 from .buckets import batches
 from .cache import Cache, digest
 from .data import ORDER, Batch
@@ -93,11 +94,13 @@ def read_prompts(path: Path) -> list[str]:
 def make_pairs(session: Session, training: ReflowTraining, mmdit: MMDiT, prompts: Sequence[str]) -> Cache:
     """Draw the pairs that are not there yet: number k by prompt k, in turn, and by the seed + k."""
     drawn_by = (
-        f"{training.pair_solver} {training.pair_steps} {training.pair_guidance} {training.schedule_shift}"
+        *(training.pair_solver, training.pair_steps, training.pair_guidance),
+        *(training.pair_schedule, training.schedule_shift, training.seed),
     )
-    made_by = digest(session.found.fingerprint, *prompts, f"{drawn_by} {training.seed}")
+    made_by = digest(session.found.fingerprint, *prompts, " ".join(map(str, drawn_by)))
     pairs = Cache(session.folder / FOLDER, made_by)
-    sigmas = flow.sigmas(training.pair_steps, schedule_shift=training.schedule_shift)
+    preset = cast("Preset", training.pair_schedule)
+    sigmas = flow.sigmas(training.pair_steps, training.schedule_shift, preset)
     count, size = training.pairs, training.batch_size
     for number in range(count):
         if pairs.has(f"{number:06}"):

@@ -47,6 +47,27 @@ def test_a_hexagon_is_told_from_a_circle(lesson, monkeypatch) -> None:
         assert not hexagons.is_hexagon(circle, prompt)
 
 
+def test_maroon_is_told_from_red(lesson, monkeypatch) -> None:
+    colour = lesson("colour")
+    shown = colour.scenes(range(20), seed=7)
+    tested = colour.scenes(range(20, 36), seed=10, but=shown)
+    combinations = [
+        {(s.kind, s.size, s.place) for one in group for s in one.shapes} for group in (shown, tested)
+    ]
+    assert not combinations[0] & combinations[1]
+    some = tested[:6]
+    prompts = [colour.words(scene, number) for number, scene in enumerate(some)]
+    monkeypatch.setitem(colour.judge.SHAPE_COLOURS, "maroon", colour.MAROON)
+    red = to_uint8(draw(some, seeded(2))).movedim(1, 3).numpy()
+    with colour.recoloured():
+        maroon = to_uint8(draw(some, seeded(2))).movedim(1, 3).numpy()
+    assert (to_uint8(draw(some, seeded(2))).movedim(1, 3).numpy() == red).all()  # paints as before
+    for prompt, other, one, of_red in zip(prompts, prompts[1:] + prompts[:1], maroon, red, strict=True):
+        assert colour.is_maroon(one, prompt)
+        assert not colour.is_maroon(one, other)
+        assert not colour.is_maroon(of_red, prompt)
+
+
 def test_what_is_rewarded_is_what_the_prompt_says(lesson) -> None:
     reward = lesson("reward")
     scenes = {reward.listed(scene): scene for scene in reward.scenes(8, seed=1, held_out=False)}
@@ -75,18 +96,20 @@ def test_a_gain_by_chance(lesson, gained, lost, chance) -> None:
     assert lesson("reward").chance(gained, lost) == chance
 
 
-def test_hexagons_are_taught_both_ways(lesson, results, tmp_path) -> None:
-    lesson("hexagon", SHOWN=4, TESTED=1, KEPT=1, CLASS=1, STEPS=1).lesson(tmp_path, 1)
+def test_a_new_thing_is_taught_both_ways(lesson, results, tmp_path) -> None:
+    lesson("thing", SHOWN=4, TESTED=1, KEPT=1, CLASS=1, DRAWN={"none": {"steps": 1, "scale": 1.0}})
+    lesson("colour").lesson(tmp_path, 1)
     found = [one for one in results() if "right" in one]
-    assert [one["when"] for one in found[::2]] == ["before", "without prior", "with prior"]
-    assert found[0]["right"]["hexagons"] == 0
+    assert [one["when"] for one in found] == ["before", "without prior", "with prior"]
+    assert found[0]["right"]["things"] == 0
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 4
     assert (tmp_path / "with" / "class" / "00000.png").is_file()
 
 
 def test_a_reflow_is_measured_by_the_end_of_the_guided_flow(lesson, results, tmp_path) -> None:
-    lesson("reflow", TESTED=1, CONVERGED=1, FEW=(1,), PAIRS=1).lesson(tmp_path, 1)
-    before, after = results()
+    lesson("reflow", TESTED=1, CONVERGED=1, FEW=(1,), PROMPTS=1, PAIRS=1, STEPS=1).lesson(tmp_path, 1)
+    before, pairs, after = results()
+    assert pairs["when"] == "pairs"
     assert before["decibels"].keys() == after["decibels"].keys() == {"1"}
     assert (tmp_path / "run" / "model.safetensors").is_file()
 

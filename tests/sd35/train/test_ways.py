@@ -165,15 +165,18 @@ def test_reflow_keeps_its_pairs(model_folder, cache, tmp_path) -> None:
         sd35.train_reflow(model_folder, tmp_path, tmp_path / "none")
 
 
-def test_pairs_are_drawn_in_batches_by_a_solver(model_folder, cache, tmp_path) -> None:
+def test_pairs_are_drawn_in_batches_by_a_solver_and_a_table(model_folder, cache, tmp_path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na blue star\n")
-    more = {"pairs": 3, "pair_steps": 3, "pair_solver": "heun", "rank": 2, "places": {"cache": cache}}
+    drawn_by = {"pair_steps": 3, "pair_solver": "heun", "pair_schedule": "linear", "schedule_shift": 5.0}
+    more = {"pairs": 3, **drawn_by, "rank": 2, "places": {"cache": cache}}
     sd35.train_reflow(model_folder, prompts, tmp_path / "run", **more, **{**FEW, "batch_size": 2})
     pipe = sd35.load(model_folder)
     for number, prompt in enumerate(("a red circle", "a blue star", "a red circle")):
         pair = load_file(tmp_path / "run" / "pairs" / f"{number:06}.safetensors")
-        drawn = pipe.generate(prompt, seed=number, steps=3, solver="heun")
+        drawn = pipe.generate(
+            prompt, seed=number, steps=3, solver="heun", schedule="linear", schedule_shift=5.0
+        )
         assert torch.allclose(pair["latents"], drawn.latents, atol=1e-4)
     with pytest.raises(SettingsError, match="pair_solver must be one of"):
         sd35.train_reflow(model_folder, prompts, tmp_path / "none", pair_solver="sde")

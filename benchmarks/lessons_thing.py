@@ -1,0 +1,123 @@
+"""What lessons of a new thing share: twenty pictures, a LoRA, and what is judged before and after."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lessons_judged import clocked, decibels, known, pictures, right, save_strip, told
+
+import sd35
+from sd35.noise import seeded
+from sd35.presets import numbers_of
+from sd35.tiny.painting import draw
+from sd35.tiny.scenes import Scene
+from sd35.train.state import FILE
+from vae.image import to_pil
+
+SHOWN, TESTED, KEPT, CLASS = 20, 16, 24, 48
+"""Pictures that are trained on; prompts of the thing and of what shall stay as it is; class pictures."""
+DRAWN: dict[str, dict[str, Any]] = {
+    "none": {"steps": 12, "scale": 1.0},
+    "everywhere": {"steps": 12, "scale": 4.5},
+    "own": {"steps": 28, "scale": 4.5, **numbers_of("tiny", None)["guidance"]},
+}
+"""How judged pictures are guided; "own" is how the embedded model draws where nothing is said."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something that the model has no word for."""
+
+    name: str
+    shown: Sequence[Scene]
+    """Scenes that are trained on, of what the painter and the grammar know in its place."""
+    tested: Sequence[Scene]
+    words: Callable[[Scene, int], str]
+    """Caption of a scene, its wording by a seed."""
+    painter: Callable[[], AbstractContextManager[object]]
+    """Where the painter paints the thing, inside a block."""
+    is_right: Callable[[np.ndarray, str], bool]
+    """Whether a picture shows the thing, and all that a caption says of it."""
+
+
+def teach(thing: Thing, folder: Path, steps: int, **settings: Any) -> None:
+    """Teach without and with prior preservation, and judge the thing and the rest before and after.
+
+    Args:
+        thing: what is taught.
+        folder: of pictures and runs; a run that was cut off goes on.
+        steps: of the optimizer.
+        settings: of the training, beside those that the lessons share.
+    """
+    paint(thing, folder / "pictures")
+    tested = [thing.words(scene, number) for number, scene in enumerate(thing.tested)]
+    rest = known(KEPT, seed=11)
+    strips: list[np.ndarray] = []
+    before: dict[str, np.ndarray] = {}
+    for when, train in ways(folder, steps, settings).items():
+        with clocked() as spent:
+            path = train()
+        told(thing.name, when=when, things=TESTED, rest=KEPT, **spent)
+        pipe = sd35.load("tiny", lora=path, dtype=torch.bfloat16)
+        drawn = np.empty(0)
+        for guidance, numbers in DRAWN.items():
+            drawn, after = (pictures(pipe, each, **numbers) for each in (tested, rest))
+            found: dict[str, float] = {
+                "things": sum(map(thing.is_right, drawn, tested)),
+                "rest": right(after, rest),
+            }
+            if path is not None:
+                found["decibels"] = decibels(after, before[guidance])
+            told(thing.name, when=when, guidance=guidance, right=found)
+            before.setdefault(guidance, after)
+        strips.append(drawn[:8])
+    save_strip(folder / "strip.jpg", *strips)
+
+
+def paint(thing: Thing, folder: Path) -> None:
+    """Paint the pictures that are trained on, with their captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with thing.painter():
+        images = draw(thing.shown, seeded(3))
+    for number, (scene, image) in enumerate(zip(thing.shown, images, strict=True)):
+        to_pil(image).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(thing.words(scene, number))
+
+
+def ways(folder: Path, steps: int, settings: dict[str, Any]) -> dict[str, Callable[[], Path | None]]:
+    """Not to train, and both ways to train; a run that was cut off goes on."""
+    common: dict[str, Any] = {
+        "steps": steps,
+        "rank": 16,
+        "target": ("blocks",),
+        "batch_size": 4,
+        "caption_dropout": 0.1,
+        "buckets": False,
+        "warmup": 20 if steps > 20 else 0,
+        "save_every": 100,
+        **settings,
+    }
+
+    def places(name: str) -> dict[str, Any]:
+        resume = (folder / name / FILE).is_file()
+        return {"cache": folder / "cache", "resume": resume, "dtype": "bfloat16", "progress": True}
+
+    return {
+        "before": lambda: None,
+        "without prior": lambda: sd35.train_lora(
+            "tiny", folder / "pictures", folder / "without", places=places("without"), **common
+        ),
+        "with prior": lambda: sd35.train_dreambooth(
+            "tiny",
+            folder / "pictures",
+            folder / "with",
+            places=places("with"),
+            class_prompt=tuple(known(CLASS, seed=12)),
+            class_pictures=CLASS,
+            **common,
+        ),
+    }
