@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py                                          guided everywhere, scale 4.5
     python benchmarks/tables.py --guidance-interval 0.7 1                as the embedded model is by itself
-    python benchmarks/tables.py --guidance-interval 0.7 1 --guidance-norm 5      as docs/inversion.md guides
+    python benchmarks/tables.py --guidance-interval 0.7 1 --guidance-norm 5      as docs/calibration.md guides
 
 Columns: Euler's method on the presets of `flow.sigmas`, and on tables calibrated on other prompts: from the
 acceleration, and by dynamic programming (for the steps of --programme alone, which takes that many times as
