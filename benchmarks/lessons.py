@@ -2,7 +2,6 @@
 
     python benchmarks/lessons.py hexagon --output runs/hexagon    # a new thing from 20 pictures, by a LoRA
     python benchmarks/lessons.py colour --output runs/colour      # likewise, a ninth colour
-    python benchmarks/lessons.py corner --output runs/corner      # likewise, a sixth place
     python benchmarks/lessons.py reflow --output runs/reflow      # fewer steps to the same end
     python benchmarks/lessons.py reward --output runs/reward      # another wording, by a reward
 
@@ -18,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that nothing needs to be installed
 
 import lessons_colour
-import lessons_corner
 import lessons_hexagon
 import lessons_reflow
 import lessons_reward
@@ -26,7 +24,6 @@ import lessons_reward
 LESSONS = {
     "hexagon": (lessons_hexagon.lesson, 600),
     "colour": (lessons_colour.lesson, 400),
-    "corner": (lessons_corner.lesson, 400),
     "reflow": (lessons_reflow.lesson, 1550),
     "reward": (lessons_reward.lesson, 25),
 }

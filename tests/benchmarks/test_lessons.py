@@ -68,23 +68,6 @@ def test_maroon_is_told_from_red(lesson, monkeypatch) -> None:
         assert not colour.is_maroon(of_red, prompt)
 
 
-def test_a_corner_is_told_from_a_side(lesson) -> None:
-    corner = lesson("corner")
-    shown = corner.scenes(20, seed=7)
-    tested = corner.scenes(16, seed=10, but=shown)
-    looks = [(s.kind, s.colour, s.size) for one in (*shown, *tested) for s in one.shapes]
-    assert len(set(looks)) == 36
-    some = tested[:6]
-    prompts = [corner.words(scene, number) for number, scene in enumerate(some)]
-    sides = to_uint8(draw(some, seeded(2))).movedim(1, 3).numpy()
-    with corner.moved():
-        corners = to_uint8(draw(some, seeded(2))).movedim(1, 3).numpy()
-    for prompt, other, one, side in zip(prompts, prompts[1:] + prompts[:1], corners, sides, strict=True):
-        assert corner.is_in_the_corner(one, prompt)
-        assert not corner.is_in_the_corner(one, other)
-        assert not corner.is_in_the_corner(side, prompt)
-
-
 def test_what_is_rewarded_is_what_the_prompt_says(lesson) -> None:
     reward = lesson("reward")
     scenes = {reward.listed(scene): scene for scene in reward.scenes(8, seed=1, held_out=False)}
