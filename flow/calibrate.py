@@ -5,13 +5,13 @@ optimal_steps      OptimalSteps, arXiv:2503.21774: dynamic programming over leve
 search             from the levels of acceleration on, by least squares of where a solver ends; see `search`
 
 Each needs a few starts and no training. A table belongs to the velocity it was made with, guidance included,
-and to the solver that it was made for: Euler's method, or of a search any.
+and to the solver that it was made for: Euler's method, or the one that was searched for.
 
-Where guidance ends the velocity jumps, and a step across follows the guided one beyond. So a level is put
-there, where the caller says where that is.
+Where guidance ends the velocity jumps, and a step across follows the guided one beyond. So acceleration and
+search put a level there, where the caller says where that is, and optimal_steps may choose it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -122,8 +122,7 @@ def calibrate(
     end = teacher[-1].x
     if method == "search":
         end = last(rk4(counted, noise, _on_both_sides(fine, windows))).x
-        fixed = [place for place, level in enumerate(table.tolist()) if level in ends(windows)]
-        table = search_levels(counted, noise, end, table, solver, fixed, least_ratio)
+        table = search_levels(counted, noise, end, table, solver, _fixed(table, windows), least_ratio)
     rms = float((solve(counted, noise, table.float(), solver) - end).square().mean().sqrt())
     return Calibration(
         tuple(table.tolist()),
@@ -137,17 +136,17 @@ def calibrate(
 
 
 def ends(windows: Sequence[tuple[float, float]]) -> list[float]:
-    """The levels just below the ends of windows that lie between 1 and 0, falling.
+    """The first level beyond each end of a window, on the way down, that lies between 1 and 0, falling.
 
-    There the velocity is that of the other side: a step down to one comes to the end, and the next begins
-    beyond.
+    A window holds both of its ends. So that is the upper end itself, and the level just below the lower one:
+    a step down to it comes to the end, and the next begins beyond.
     """
-    found = torch.tensor(
-        sorted({end for window in windows for end in window if 0 < end < 1}, reverse=True),
-        dtype=torch.float32,
-        device="cpu",
-    )
-    return torch.nextafter(found, torch.zeros_like(found)).tolist()
+    lower, upper = (_levels(low for low, _ in windows), _levels(high for _, high in windows))
+    return sorted({*torch.nextafter(lower, torch.zeros_like(lower)).tolist(), *upper.tolist()}, reverse=True)
+
+
+def _levels(ends: Iterable[float]) -> Tensor:
+    return torch.tensor([end for end in ends if 0 < end < 1], dtype=torch.float32, device="cpu")
 
 
 def _on_both_sides(fine: Tensor, windows: Sequence[tuple[float, float]]) -> Tensor:
@@ -193,7 +192,7 @@ def spread(
 ) -> Tensor:
     """Levels at equal shares of ∫ √profile dσ, which makes Σ h² · profile least, (steps + 1,) float64.
 
-    They are `pinned` to the ends of windows and `held` to the bound.
+    They are `pinned` to the ends of windows, and the others `held` to the bound.
     """
     levels = as_float64(fine)
     root = torch.cat([profile, profile[-1:]]).sqrt()  # the last fine step has no velocity after it
@@ -202,7 +201,13 @@ def spread(
     place = torch.searchsorted(whole, wanted).clamp(1, len(whole) - 1)
     share = (wanted - whole[place - 1]) / (whole[place] - whole[place - 1])
     inner = levels[place - 1] + share * levels.diff()[place - 1]
-    return held(pinned(torch.cat([levels[:1], inner, levels[-1:]]), windows), least_ratio)
+    table = pinned(torch.cat([levels[:1], inner, levels[-1:]]), windows)
+    return held(table, least_ratio, _fixed(table, windows))
+
+
+def _fixed(table: Tensor, windows: Sequence[tuple[float, float]]) -> list[int]:
+    """The places of levels that are `ends` of windows."""
+    return [place for place, level in enumerate(table.tolist()) if level in ends(windows)]
 
 
 def _programme(

@@ -43,11 +43,18 @@ def check_searched(solver: str) -> None:
         raise FlowError(f"no table is searched for {solver!r}, which {why}")
 
 
-def held(table: Tensor, least_ratio: float | None) -> Tensor:
-    """A table whose levels, where they lie further below the one before than a bound, are moved up to it."""
+def held(table: Tensor, least_ratio: float | None, fixed: Collection[int] = ()) -> Tensor:
+    """A table whose levels, where they lie further below the one before than a bound, are moved up to it.
+
+    Where the lower of two is fixed, the upper one is moved down in its place, and those before it likewise.
+    A fixed level that no table of so many steps reaches from 1 is moved all the same.
+    """
     if least_ratio is None:
         return table
     table = table.clone()
+    for place in range(len(table) - 2, 1, -1):
+        if any(place <= one for one in fixed) and place - 1 not in fixed:
+            table[place - 1] = torch.minimum(table[place - 1], table[place] / least_ratio)
     for place in range(1, len(table) - 1):
         table[place] = torch.maximum(table[place], least_ratio * table[place - 1])
     return table
@@ -105,7 +112,7 @@ def search_levels(
         for _ in range(TRIES):
             move = -torch.linalg.solve(normal + damping * scale, steepest)
             move = move * (REACH / move.abs().max()).clamp(max=1)
-            tried = held(_moved(levels, free, move.to(gaps) * gaps), least_ratio)
+            tried = held(_moved(levels, free, move.to(gaps) * gaps), least_ratio, fixed)
             found, own = run(tried, answers)
             if found.norm() < error.norm():
                 levels, error, answers, damping = tried, found, own, damping / 4

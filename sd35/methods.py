@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from . import fields
 from .fields import setting
+from .inputs import PictureSettings
 from .kinds import Name, Number, Numbers, Options, Switch, Whole
 from .prompts import Prompts
 
@@ -26,6 +27,7 @@ CalibrationMethod = Literal["optimal_steps", "acceleration", "search"]
 NOT_CALIBRATED = (
     *("schedule", "least_ratio", "images_per_prompt", "solver_options"),
     *("cache", "cache_threshold"),
+    *fields.table(PictureSettings),
 )
 """Settings of a generation that a calibration decides by itself, or has no use for."""
 
@@ -222,7 +224,7 @@ class Calibrating:
         "after an end of a guidance interval is always one",
         decides="speed",
         acts=lambda one: one.calibration != "search",
-        where="with a table for Euler's method",
+        where="with the calibrations optimal_steps and acceleration",
     )
 
     def __post_init__(self) -> None:

@@ -217,7 +217,7 @@ class Pipeline(Model):
         """Find the noise levels on which a solver keeps nearest to this model's flow.
 
             table = pipe.calibrate(["a red circle", "a blue square"], steps=8)
-            pipe.generate("a green ring", schedule=table.sigmas)
+            pipe.generate("a green ring", schedule=table.sigmas, solver=table.solver)
 
             table = pipe.calibrate("a red circle", steps=7, calibration="search", solver="fireflow")
             pipe.generate("a green ring", schedule=table.sigmas, solver=table.solver)

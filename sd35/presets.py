@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import SettingsError
+from .schedules import is_file
 
 WhoseNumbers = Literal["reference", "diffusers"]
 
@@ -137,7 +138,7 @@ def usual_numbers(
 
     Args:
         given: what a user said.
-        variant: of the model; the shift of its own files counts for more than anybody's.
+        variant: of the model; the shift of its own files goes before that of `preset`.
         preset: whose; None is the reference's.
         saved: whether settings of an earlier picture tell all.
         but: settings, also of guidance, that the task has no use for.
@@ -150,6 +151,9 @@ def usual_numbers(
             raise SettingsError("a saved picture has numbers of its own: preset has no effect beside them")
         return {}, ()
     numbers = numbers_of(variant.name, preset, controlled=bool(given.get("control")))
+    has_table = is_file(given.get("schedule")) or isinstance(given.get("schedule"), tuple | list)
+    if has_table:
+        but = (*but, "steps", "schedule_shift")  # which levels of their own decide
     kept = {name: value for name, value in numbers.get("guidance", {}).items() if name not in but}
     numbers = {name: value for name, value in numbers.items() if name not in (*but, "guidance")}
     numbers |= {"guidance": kept} if kept else {}
@@ -157,7 +161,7 @@ def usual_numbers(
     if (numbers.get("guidance_scale") if scale is None else scale) == 1:
         numbers.pop("guidance", None)
     notes = [line] if (line := told(variant.name, preset, numbers, given)) else []
-    if variant.shift is not None and given.get("schedule_shift") is None:
+    if variant.shift is not None and given.get("schedule_shift") is None and not has_table:
         numbers["schedule_shift"] = variant.shift
         said = f"schedule shift {variant.shift:g}, as the model's scheduler_config.json says"
         notes.append(f"{said}; options override")

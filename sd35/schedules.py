@@ -90,9 +90,7 @@ def of_file(given: Mapping[str, Any]) -> dict[str, Any]:
     if not is_file(given.get("schedule")):
         return {}
     made = read_calibration(given["schedule"])
-    if given.get("solver", made.solver) != made.solver:
-        return {}
-    return {"solver": made.solver}
+    return {"solver": made.solver} if given.get("solver") in (None, made.solver) else {}
 
 
 def made_for_another(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -141,6 +139,8 @@ def read_calibration(path: str | Path) -> "Calibration":
     names = {one.name for one in fields(Calibration)}
     if held.keys() != names or not isinstance(held["sigmas"], list):
         raise SettingsError(f"{path} is damaged: expected {', '.join(sorted(names))}")
+    if held["solver"] not in solvers():
+        raise SettingsError(f"{path} is damaged: there is no solver {held['solver']!r}")
     held["sigmas"] = checked_levels(str(path), held["sigmas"])
     return Calibration(**held)
 

@@ -308,7 +308,9 @@ def settings_of(
             usual = Guidance(**numbers.get("guidance", {}))
         given["guidance"] = replace(usual, **given["guidance"])
     if "schedule" in given:
-        given = of_file(given) | given
+        given |= of_file(given)
+        if base is not None and given.get("solver", base.solver) != base.solver:
+            given.setdefault("solver_options", {})  # the picture's are of its own solver
         told = fields.table(Settings)["schedule"]
         given["schedule"] = fields.checked(told, "schedule", given["schedule"])
         if isinstance(given["schedule"], tuple):

@@ -28,7 +28,7 @@ from .report import InverseStep, StepReport
 from .search import Found, solve_step
 
 COARSER = 10
-"""Times the accuracy asked for: that of the way which is gone for comparison."""
+"""How many times as large a tolerance the way has that is gone for comparison."""
 SHARE = 0.1
 """Of what the two ways are expected to be apart: the finer one is solved to this where it is less than was
 asked for. So their difference is the coarser one's error, however a step multiplies what is left of it."""
@@ -63,7 +63,7 @@ def exact(
             samples of the batch alone.
         max_evaluations: of the velocity, per step; a step that is not done by then is reported with how far
             it came. A trial of a beginning takes as many as a step of the solver: 1, 2, 2 and 4.
-        check: go a coarser way too, with ten times the `accuracy` and data rounded otherwise, so that the
+        check: go a coarser way too, with ten times the tolerance and data rounded otherwise, so that the
             report has what the noise is at least worth. Where a step multiplies errors, the noise becomes
             more exact by it than without. It costs about one evaluation a step.
 

@@ -44,7 +44,7 @@ class StepReport:
     made: tuple[int, ...] | None = None
     """Per sample, calls of the velocity, where they differ."""
     apart: tuple[float, ...] | None = None
-    """Per sample, how far the way that was gone for comparison, with ten times the accuracy, is from the one
+    """Per sample, how far the way that was gone for comparison, with ten times the tolerance, is from the one
     returned (root mean square): nearly the whole error of that coarser one, more than that of this."""
 
     @property
@@ -195,7 +195,8 @@ class Inversion:
         Where it is low the noise is lost, and by how much is a guess; where a step folds, the two may have
         found the same other noise, and `Report.ambiguous` names the samples.
         """
-        size = float(self.noise.max() - self.noise.min())
+        usual = 2 * math.sqrt(2 * math.log(max(self.noise.numel(), 2)))  # the range of a normal's values
+        size = min(float(self.noise.max() - self.noise.min()), usual)  # which wrong noise may exceed
         return tuple(20 * math.log10(size / most) if most else math.inf for most in self.report.apart)
 
     def __repr__(self) -> str:

@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if args.per_step:
         print(inverted.report)
     told = Inversion(inverted.noise, inverted.report).decibels
-    worth = f", by its own check noise of some {min(told):.0f} dB or more" if told else ""
+    or_more = "" if inverted.report.problems else " or more"
+    worth = f", by its own check noise of some {min(told):.0f} dB{or_more}" if told else ""
     print(f"{inverted.report.evaluations} evaluations, method {inverted.report.method}{worth}")
     print(*inverted.state().save(args.output, overwrite=args.overwrite))
     return 0

@@ -20,6 +20,7 @@ from ..opening import open_pictures
 from ..presets import Variant, usual_numbers
 from ..saved.png import read_kept, read_settings
 from ..saved.state import State
+from ..schedules import made_for_another
 from ..settings import NOT_TAKEN, Settings, settings_of
 from ..units import LATENT, SIZE_UNIT
 from .inputs import Inputs, take_inputs
@@ -216,7 +217,9 @@ def source_settings(
     if source.saved is not None:
         settings = settings_of(given, source.saved)
     elif "prompts" in given:
+        given = {"solver": "euler"} | given  # which a file of levels would else decide
         numbers, notes = usual_numbers(given, variant, but=OF_DRAWING)
+        notes += made_for_another(given)
         settings = settings_of({"seed": None, **given}, None, numbers)
         if len(settings.prompts) == 1:
             settings = replace(settings, images_per_prompt=source.count)

@@ -97,6 +97,30 @@ def test_the_teacher_of_a_search_goes_to_the_end_of_any_fine_table(toy, noise_fo
     assert made.rms == pytest.approx(float((end - true).square().mean().sqrt()), rel=0.05)
 
 
+def test_the_bound_moves_the_level_before_an_end(toy, noise_for):
+    made = calibrate(toy(), noise_for(2), 3, method="acceleration", windows=[(0.3, 1.0)], least_ratio=0.45)
+    (level,) = [level for level in made.table if level == pytest.approx(0.3, abs=1e-6)]
+    assert level < torch.tensor(0.3)
+    assert (made.table[1:-1] / made.table[:-2]).min() >= 0.45 - 1e-6
+
+
+def test_a_search_follows_the_flow_on_both_sides_of_an_upper_end(toy, noise_for):
+    """Its teacher, from which `rms` is measured, is the flow itself, also where that changes on the way."""
+    below, above, high = toy(), toy(1.0), torch.tensor(0.8)
+
+    def velocity(x, sigma):
+        return torch.where((sigma > high)[:, None, None, None], above(x, sigma), below(x, sigma))
+
+    noise = noise_for(2)
+    windows, table = [(0.0, 0.8)], sigmas(400, preset="tailed")
+    made = calibrate(velocity, noise, 6, method="search", solver="midpoint", windows=windows, fine=table)
+    assert any(level == high for level in made.table)
+    beyond = torch.nextafter(high, torch.tensor(1.0))
+    fine = torch.cat([torch.linspace(1, float(beyond), 40), torch.linspace(0.8, 0, 200)])
+    end, true = solve(velocity, noise, made.table, "midpoint"), solve(velocity, noise, fine, "rk4")
+    assert made.rms == pytest.approx(float((end - true).square().mean().sqrt()), rel=0.01)
+
+
 def test_levels_go_to_the_ends_of_windows_and_stay_in_order():
     table = torch.tensor([1.0, 0.9, 0.52, 0.5, 0.2, 0.0])
     moved = pinned(table, [(0.51, 1.0), (0.0, 0.505)])

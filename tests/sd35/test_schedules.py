@@ -120,7 +120,7 @@ def test_a_file_brings_the_solver_that_it_was_made_for(model_folder, tmp_path, m
     assert main([*asked, "--calibration", "acceleration"]) == 2
     assert "only with the calibration search" in capsys.readouterr().err
     assert main([*asked, "--calibration", "search", "--budget", "2"]) == 2
-    assert "with a table for Euler's method" in capsys.readouterr().err
+    assert "with the calibrations optimal_steps and acceleration" in capsys.readouterr().err
     assert main([*asked, "--calibration", "search", "--solver", "sde"]) == 2
     assert "no table is searched for 'sde', which draws noise" in capsys.readouterr().err
     assert main([*asked, "--calibration", "search", "--guidance-interval", "0.6", "1"]) == 0
