@@ -5,9 +5,9 @@
     python benchmarks/lessons.py reflow --output runs/reflow      # fewer steps to the same end
     python benchmarks/lessons.py reward --output runs/reward      # another wording, by a reward
 
-Prints one line of JSON a result. Each takes up to twenty minutes of a processor core. What was cut off
-goes on when it is asked for again, but for the reward. Pictures are read back by tests/judge.py, which shares
-no code with what draws, trains or rewards.
+Prints one line of JSON a result. Each takes about twenty minutes of a processor core at most. What was cut
+off goes on when it is asked for again, but for the reward. Pictures are read back by tests/judge.py, which
+shares no code with what draws, trains or rewards.
 """
 
 import argparse

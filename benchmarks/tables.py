@@ -114,8 +114,8 @@ def calibrated(pipe: sd35.Pipeline, args: argparse.Namespace) -> dict[tuple[str,
             found["acceleration" + suffix, steps] = Way(spread(profile, fine, steps, bound, windows).float())
         for steps in args.programme:
             made = flow.calibrate(batch.velocity, noise, steps, fine=fine, least_ratio=bound, windows=windows)
-            found["programme" + suffix, steps] = Way(made.table)
-            told(f"programme{suffix}, {steps}", made.table)
+            found["optimal_steps" + suffix, steps] = Way(made.table)
+            told(f"optimal_steps{suffix}, {steps}", made.table)
     for budget in args.budgets:
         for solver in OTHERS:
             table = spread(profile, fine, steps_within(budget, flow.SOLVERS[solver]), None, windows)
@@ -130,8 +130,8 @@ def calibrated(pipe: sd35.Pipeline, args: argparse.Namespace) -> dict[tuple[str,
                 fine=fine,
                 windows=windows,
             )
-            found[f"searched, {SEARCHED}", budget] = Way(made.table, SEARCHED)
-            told(f"searched, {budget}, in {made.evaluations} evaluations", made.table)
+            found[f"search, {SEARCHED}", budget] = Way(made.table, SEARCHED)
+            told(f"search, {budget}, in {made.evaluations} evaluations", made.table)
     return found
 
 
