@@ -80,8 +80,17 @@ class Cache(Kind):
         return steps
 
 
-def of_file(given: Mapping[str, Any]) -> dict[str, Any]:
+def of_another_table(cache: Any, schedule: Any) -> str:
+    """Why the steps of a file given as the cache do not fit a schedule; empty where they do."""
+    if not is_file(cache) or schedule == read_calibration(cache).sigmas:
+        return ""
+    return f": the steps of {cache} belong to the table in it: give the file as the schedule, too"
+
+
+def of_file(given: Mapping[str, Any], base: Any = None) -> dict[str, Any]:
     """The solver that a file given as the schedule was made for, where no other is given; else nothing.
+
+    Options that settings of an earlier picture, `base`, have for another solver do not go with it.
 
     Raises:
         OSError: there is no such file.
@@ -90,7 +99,10 @@ def of_file(given: Mapping[str, Any]) -> dict[str, Any]:
     if not is_file(given.get("schedule")):
         return {}
     made = read_calibration(given["schedule"])
-    return {"solver": made.solver} if given.get("solver") in (None, made.solver) else {}
+    if given.get("solver") not in (None, made.solver):
+        return {}
+    is_another = base is not None and base.solver != made.solver and "solver_options" not in given
+    return {"solver": made.solver} | ({"solver_options": {}} if is_another else {})
 
 
 def made_for_another(given: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from .inputs import PictureSettings
 from .kinds import Name, Number, Options, Text, Whole
 from .loras import Lora, Loras
 from .prompts import Prompts, no_prompt, policies
-from .schedules import Cache, Preset, Schedule, is_file, of_file, read_calibration, solvers
+from .schedules import Cache, Preset, Schedule, of_another_table, of_file, solvers
 from .units import SIZE_UNIT
 
 if TYPE_CHECKING:
@@ -308,15 +308,12 @@ def settings_of(
             usual = Guidance(**numbers.get("guidance", {}))
         given["guidance"] = replace(usual, **given["guidance"])
     if "schedule" in given:
-        given |= of_file(given)
-        if base is not None and given.get("solver", base.solver) != base.solver:
-            given.setdefault("solver_options", {})  # the picture's are of its own solver
+        given |= of_file(given, base)
         told = fields.table(Settings)["schedule"]
         given["schedule"] = fields.checked(told, "schedule", given["schedule"])
         if isinstance(given["schedule"], tuple):
             given.setdefault("steps", len(given["schedule"]) - 1)
     settings = fields.build(Settings, given, base, numbers)
-    if is_file(cache := given.get("cache")) and settings.schedule != read_calibration(cache).sigmas:
-        why = f": the steps of {cache} belong to the table in it: give the file as the schedule, too"
+    if why := of_another_table(given.get("cache"), settings.schedule):
         raise fields.fault(Settings, ["cache"], why)
     return settings

@@ -9,8 +9,10 @@ import torch
 import flow
 from sd35 import Settings, read_settings
 from sd35.errors import SettingsError
+from sd35.presets import Variant
 from sd35.schedules import calibration_text, read_calibration
 from sd35.settings import settings_of
+from sd35.tasks.generate import Generate
 
 LEVELS = (1.0, 0.75, 0.25, 0.0)
 
@@ -135,3 +137,14 @@ def test_a_file_brings_the_solver_that_it_was_made_for(model_folder, tmp_path, m
     assert main([*drawing, "--solver", "ab2", "-o", "b.png"]) == 0
     assert "three.json was made for the solver leapfrog, and ab2 is used" in capsys.readouterr().err
     assert read_settings("b.png").solver == "ab2"
+
+    before = Settings(prompts="a", solver="dopri5", solver_options={"rtol": 1e-2})
+    after = settings_of({"schedule": "three.json", "solver": None}, before)
+    assert (after.solver, dict(after.solver_options), after.steps) == ("leapfrog", {}, 3)
+    own = Generate.of("a", {"schedule": "three.json"}, variant=Variant("sd3.5-large", 2.0))
+    assert (own.settings.solver, own.settings.steps, own.settings.guidance_scale) == ("leapfrog", 3, 4.5)
+    assert "40 steps" not in "".join(own.notes)
+    assert "shift" not in "".join(own.notes)
+    (tmp_path / "bad.json").write_text((tmp_path / "three.json").read_text().replace("leapfrog", "frog"))
+    with pytest.raises(SettingsError, match=r"bad\.json is damaged: there is no solver 'frog'"):
+        read_calibration("bad.json")
