@@ -91,7 +91,8 @@ def test_blocks_on_demand_come_once_and_leave(build, inputs) -> None:
     assert torch.equal(model(**inputs), expected)
     assert addresses(model.joint_blocks) == there
     changed = model.joint_blocks[0].x_block.mlp.fc1.weight
-    changed.data = changed.data.clone()  # as by who widens weights on the CPU
+    before = changed.data  # kept, or its memory may be given to the copy that is looked for
+    changed.data = before.clone()  # as by who widens weights on the CPU
     assert torch.equal(model(**inputs), expected)
     assert changed.data_ptr() not in there
     away.leave()
