@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"of the others {sum(named[sample] for sample in less)} were named as folding")
     for sample in less:
         print(f"  prompt {sample}: told {told[sample]:.1f} dB, worth {worth[sample]:.1f}")
+    usual = sum(abs(one - other - USUAL) <= 6 for one, other in zip(worth, told, strict=True))
+    print(f"{USUAL} dB more than said is right within 6 dB for {usual} of {count}")
+    print(f"worth {min(worth):.1f} dB at least, {sorted(worth)[count // 2]:.1f} in the median")
     gains = sorted(one - other for one, other in zip(worth, told, strict=True))
     least, median, most = (gains[round(share * (count - 1))] for share in (0.05, 0.5, 0.95))
     print(

@@ -207,7 +207,8 @@ def spread(
 
 def _fixed(table: Tensor, windows: Sequence[tuple[float, float]]) -> list[int]:
     """The places of levels that are `ends` of windows."""
-    return [place for place, level in enumerate(table.tolist()) if level in ends(windows)]
+    beyond = ends(windows)
+    return [place for place, level in enumerate(table.tolist()) if level in beyond]
 
 
 def _programme(

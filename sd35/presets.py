@@ -151,9 +151,10 @@ def usual_numbers(
             raise SettingsError("a saved picture has numbers of its own: preset has no effect beside them")
         return {}, ()
     numbers = numbers_of(variant.name, preset, controlled=bool(given.get("control")))
-    has_table = is_file(given.get("schedule")) or isinstance(given.get("schedule"), tuple | list)
+    of_calibration = is_file(given.get("schedule"))  # which brings its solver, too
+    has_table = of_calibration or isinstance(given.get("schedule"), tuple | list)
     if has_table:
-        but = (*but, "steps", "schedule_shift")  # which levels of their own decide
+        but = (*but, "steps", "schedule_shift", *(("solver",) if of_calibration else ()))
     kept = {name: value for name, value in numbers.get("guidance", {}).items() if name not in but}
     numbers = {name: value for name, value in numbers.items() if name not in (*but, "guidance")}
     numbers |= {"guidance": kept} if kept else {}

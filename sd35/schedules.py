@@ -107,9 +107,11 @@ def of_file(given: Mapping[str, Any], base: Any = None) -> dict[str, Any]:
 
 def made_for_another(given: Mapping[str, Any]) -> tuple[str, ...]:
     """A note where a file given as the schedule was made for another solver than the one that is given."""
-    if not is_file(given.get("schedule")) or of_file(given):
+    if not is_file(given.get("schedule")):
         return ()
     made = read_calibration(given["schedule"])
+    if given.get("solver") in (None, made.solver):
+        return ()
     return (f"{given['schedule']} was made for the solver {made.solver}, and {given['solver']} is used",)
 
 

@@ -189,14 +189,16 @@ class Inversion:
 
     @property
     def decibels(self) -> tuple[float, ...]:
-        """Per sample, the PSNR that the noise has or exceeds, over its range; empty where it was not checked.
+        """Per sample, the PSNR that the noise has or exceeds; empty where it was not checked.
 
+        Over the range of the noise found, or of a standard normal's values where that is smaller: noise that
+        is wrong may reach further.
         It is what the coarser way beside this one found (`StepReport.apart`), and this one is more exact.
         Where it is low the noise is lost, and by how much is a guess; where a step folds, the two may have
         found the same other noise, and `Report.ambiguous` names the samples.
         """
-        usual = 2 * math.sqrt(2 * math.log(max(self.noise.numel(), 2)))  # the range of a normal's values
-        size = min(float(self.noise.max() - self.noise.min()), usual)  # which wrong noise may exceed
+        usual = 2 * math.sqrt(2 * math.log(max(self.noise.numel(), 2)))
+        size = min(float(self.noise.max() - self.noise.min()), usual)
         return tuple(20 * math.log10(size / most) if most else math.inf for most in self.report.apart)
 
     def __repr__(self) -> str:

@@ -26,7 +26,7 @@ from ..noise import draw_noise, generators
 from ..presets import UNKNOWN, Variant, below_one, usual_numbers
 from ..saved.result import Result
 from ..saved.state import State
-from ..schedules import made_for_another, of_file
+from ..schedules import made_for_another
 from ..settings import Settings, settings_of
 from ..units import LATENT
 from ..velocity import velocity_of
@@ -106,7 +106,6 @@ class Generate:
             raise SettingsError(
                 'what should be drawn? Give a prompt: sd35 generate "a red circle on the left"'
             )
-        given |= of_file(given)
         numbers, notes = usual_numbers(given, variant, preset, saved=base is not None)
         notes += made_for_another(given)
         if noise is None:
