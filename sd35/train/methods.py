@@ -6,7 +6,7 @@ from typing import Any, ClassVar, get_args
 
 from ..errors import SettingsError
 from ..fields import setting
-from ..kinds import Name, Number, Switch, Whole
+from ..kinds import Name, Number, Numbers, Switch, Whole
 from ..schedules import Preset
 from .settings import Texts, Training, rate
 
@@ -125,6 +125,14 @@ class ReflowTraining(LoraTraining):
     )
     pair_guidance: float = setting(
         4.5, Number(), "guidance of each, which becomes part of the new flow", decides="flow"
+    )
+    pair_interval: tuple[float, float] = setting(
+        (0.0, 1.0),
+        Numbers(("LOW", "HIGH"), levels=True),
+        "noise levels that are guided, both ends included; the embedded model is drawn with 0.7 1",
+        decides="flow",
+        acts=lambda one: one.pair_guidance != 1,
+        where="where pairs are guided",
     )
     whole: bool = _whole()
 

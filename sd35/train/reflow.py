@@ -95,7 +95,7 @@ def make_pairs(session: Session, training: ReflowTraining, mmdit: MMDiT, prompts
     """Draw the pairs that are not there yet: number k by prompt k, in turn, and by the seed + k."""
     drawn_by = (
         *(training.pair_solver, training.pair_steps, training.pair_guidance),
-        *(training.pair_schedule, training.schedule_shift, training.seed),
+        *(training.pair_schedule, training.schedule_shift, training.seed, *training.pair_interval),
     )
     made_by = digest(session.found.fingerprint, *prompts, " ".join(map(str, drawn_by)))
     pairs = Cache(session.folder / FOLDER, made_by)
@@ -137,6 +137,7 @@ def guided_velocity(
         lambda x, sigma: mmdit(x, sigma, context, pooled),
         lambda x, sigma: mmdit(x, sigma, *empty),
         training.pair_guidance,
+        interval=training.pair_interval,
     )
 
 

@@ -169,14 +169,14 @@ def test_pairs_are_drawn_in_batches_by_a_solver_and_a_table(model_folder, cache,
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na blue star\n")
     drawn_by = {"pair_steps": 3, "pair_solver": "heun", "pair_schedule": "linear", "schedule_shift": 5.0}
+    drawn_by["pair_interval"] = (0.9, 1.0)
     more = {"pairs": 3, **drawn_by, "rank": 2, "places": {"cache": cache}}
     sd35.train_reflow(model_folder, prompts, tmp_path / "run", **more, **{**FEW, "batch_size": 2})
-    pipe = sd35.load(model_folder)
+    pipe, guidance = sd35.load(model_folder), sd35.Guidance(interval=(0.9, 1.0))
     for number, prompt in enumerate(("a red circle", "a blue star", "a red circle")):
         pair = load_file(tmp_path / "run" / "pairs" / f"{number:06}.safetensors")
-        drawn = pipe.generate(
-            prompt, seed=number, steps=3, solver="heun", schedule="linear", schedule_shift=5.0
-        )
+        settings = {"steps": 3, "solver": "heun", "schedule": "linear", "schedule_shift": 5.0}
+        drawn = pipe.generate(prompt, seed=number, guidance=guidance, **settings)
         assert torch.allclose(pair["latents"], drawn.latents, atol=1e-4)
     with pytest.raises(SettingsError, match="pair_solver must be one of"):
         sd35.train_reflow(model_folder, prompts, tmp_path / "none", pair_solver="sde")
