@@ -24,7 +24,7 @@ import lessons_reward
 LESSONS = {
     "hexagon": (lessons_hexagon.lesson, 600),
     "colour": (lessons_colour.lesson, 400),
-    "reflow": (lessons_reflow.lesson, 1550),
+    "reflow": (lessons_reflow.lesson, 1100),
     "reward": (lessons_reward.lesson, 25),
 }
 """How it is given, and in how many steps of the optimizer."""

@@ -106,7 +106,7 @@ def test_a_new_thing_is_taught_both_ways(lesson, results, tmp_path) -> None:
     assert (tmp_path / "with" / "class" / "00000.png").is_file()
 
 
-def test_a_reflow_is_measured_by_the_end_of_the_guided_flow(lesson, results, tmp_path) -> None:
+def test_a_reflow_is_measured_by_the_end_of_the_models_own_flow(lesson, results, tmp_path) -> None:
     lesson("reflow", TESTED=1, CONVERGED=1, FEW=(1,), PROMPTS=1, PAIRS=1, STEPS=1).lesson(tmp_path, 1)
     before, pairs, after = results()
     assert pairs["when"] == "pairs"
