@@ -35,7 +35,7 @@ from sd35.train.shard import split_heads
 BIG = MMDiTConfig(
     dim=256, depth=2, num_heads=4, pos_embed_size=8, context_dim=32, pooled_dim=24, dual_blocks=(0,)
 )
-STEPS, CUT = 4, 2
+STEPS, CUT = 10, 4
 GIVEN = {"batch_size": 4, "schedule": "constant"}
 KINDS = {
     "lora": (sd35.train_lora, torch.float64, {"rank": 2}),
