@@ -93,7 +93,7 @@ def pieces_of(text: str) -> list[Piece]:
     return [piece for piece in pieces if runs_here(piece)]
 
 
-FEW, MORE, TRIALS, FINE = 3, 6, 4, 8
+FEW, MORE, TRIALS, FINE = 3, 6, 2, 8
 """Steps at the most, and where a mark in the noise is to be found or steps are named; trials of the exact
 inverse in each; levels of the table that a calibration is held to. That it runs is tested here; what is drawn
 in all steps, and how near an inverse comes, is in other tests."""
