@@ -1,5 +1,6 @@
 """Of every two settings that are given, each changes what comes out, or the request is refused."""
 
+from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +14,7 @@ from sd35.fields import table
 from sd35.inputs import PictureSettings
 from sd35.methods import Editing
 from sd35.settings import NOT_TAKEN, Settings
+from textenc import TextEncoder
 
 DRAWN: dict[str, Any] = {
     "negative": "blue",
@@ -72,15 +74,25 @@ class Block(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def pipe(model_folder) -> Pipeline:
+def pipe(model_folder) -> Iterator[Pipeline]:
     """Without T5, so that what stands for a missing encoder matters.
 
-    What settings do is looked at, not what blocks do, nor the picture of the latents.
+    What settings do is looked at, not what blocks do, nor the picture of the latents; a text is read once.
     """
     pipe = load(model_folder, t5=False)
     pipe.mmdit.joint_blocks = nn.ModuleList(map(Block, range(2)))
     pipe.decode = lambda latents: latents
-    return pipe
+    encode, found = TextEncoder.encode_each, {}
+
+    def remembered(text, prompts, **options):
+        key = *prompts, *options.items()
+        if key not in found:
+            found[key] = encode(text, prompts, **options)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextEncoder, "encode_each", remembered)
+        yield pipe
 
 
 def arguments(given: dict[str, Any]) -> dict[str, Any]:
