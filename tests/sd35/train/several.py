@@ -102,9 +102,9 @@ def recorded(path: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def sample(model: Path, _: Path, folder: Path, name: str) -> None:
-    """Some steps of a picture by Ulysses, by tensor parallelism, and with the halves of guidance shared."""
+    """Ten steps of a picture by Ulysses, by tensor parallelism, and with the halves of guidance shared."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    sigmas, found = flow.sigmas(3), {}
+    sigmas, found = flow.sigmas(STEPS), {}
     for dtype in (torch.float64, torch.float32):
         source = torch.Generator().manual_seed(0)
         mmdit = MMDiT(BIG)

@@ -92,7 +92,7 @@ def test_what_several_have_written_is_a_model(folder, several, model_folder) -> 
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_steps_of_a_picture_are_those_of_one_process(folder, several, dtype, limit) -> None:
+def test_ten_steps_of_a_picture_are_those_of_one_process(folder, several, dtype, limit) -> None:
     """Ulysses, tensor parallelism, and the halves of guidance."""
     found = load_file(folder / f"{several}.safetensors")
     assert torch.equal(found[f"back {dtype}"], found[f"alone {dtype}"])
