@@ -42,7 +42,7 @@ SMALL = Sizes(
     steps=2,
     gemm=128,
     copied=2**20,
-    repeats=3,
+    repeats=2,
 )
 """For a look at whether everything runs, on any machine."""
 

@@ -8,6 +8,7 @@ torch, so that `--help` answers at once.
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from .errors import SettingsError
@@ -58,15 +59,20 @@ def setting(
 
 def table(request: Any) -> dict[str, Field]:
     """The settings of a request, or of its class, by name: its own, and then what it inherits."""
-    own = vars(request if isinstance(request, type) else type(request)).get("__annotations__", {})
-    settings = [one for one in fields(request) if "setting" in one.metadata]
+    return dict(_table(request if isinstance(request, type) else type(request)))
+
+
+@cache
+def _table(kind: type[Any]) -> Mapping[str, Field]:
+    own = vars(kind).get("__annotations__", {})
+    settings = [one for one in fields(kind) if "setting" in one.metadata]
     settings.sort(key=lambda one: one.name not in own)
     return {one.name: one.metadata["setting"] for one in settings}
 
 
 def default_of(request: Any, name: str) -> Any:
     """What a setting is where nothing is said; MISSING where something must be."""
-    one = next(one for one in fields(request) if one.name == name)
+    one = (request if isinstance(request, type) else type(request)).__dataclass_fields__[name]
     return one.default if one.default_factory is MISSING else one.default_factory()
 
 

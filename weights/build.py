@@ -5,6 +5,7 @@ until it takes over the tensors of a file (`load_into.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from math import isclose, isqrt
 from typing import Any, cast
 
@@ -216,6 +217,7 @@ def position_difference(component: Component) -> tuple[float, int]:
     return differences[base_size], base_size
 
 
+@cache
 def released_shapes(variant: str) -> dict[str, dict[str, tuple[int, ...]]]:
     """Part to the shapes of its tensors in a released model, by official key, without a file.
 
@@ -231,20 +233,28 @@ def released_shapes(variant: str) -> dict[str, dict[str, tuple[int, ...]]]:
         qk_norm=qk_norm,
         dual_blocks=dual_blocks,
     )
+    with torch.device("meta"), Uninitialised():
+        mmdit = MMDiT(transformer)
+    return {"mmdit": _shapes_of(mmdit)} | _encoder_shapes()
+
+
+@cache
+def _encoder_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
+    """Those of the text encoders, which all variants share."""
     clip = {"vocab_size": 49408, "positions": 77}
     with torch.device("meta"), Uninitialised():
         modules = {
-            "mmdit": MMDiT(transformer),
             "clip_l": CLIP(CLIPConfig(**clip, dim=768, depth=12, num_heads=12, mlp_dim=3072, **_CLIP_L)),
             "clip_g": CLIP(CLIPConfig(**clip, dim=1280, depth=32, num_heads=20, mlp_dim=5120, **_CLIP_G)),
             "t5": T5(
                 T5Config(32128, dim=4096, depth=24, num_heads=64, head_dim=64, mlp_dim=10240, buckets=32)
             ),
         }
-    return {
-        part: {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-        for part, module in modules.items()
-    }
+    return {part: _shapes_of(module) for part, module in modules.items()}
+
+
+def _shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
 _CLIP_L: Mapping[str, Any] = {"projection_dim": None, "activation": "quick_gelu"}

@@ -14,7 +14,7 @@ def moons(script) -> ModuleType:
 def test_it_runs_and_draws(moons, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(moons, "FULL", moons.flow.sigmas(25, schedule_shift=1.0, preset="linear"))
     monkeypatch.setattr(moons.reflowed, "__defaults__", (2000, 512))  # pairs, and a batch of them
-    moons.main(["--steps", "60", "--points", "200", "--size", "48", "-o", str(tmp_path / "flows.png")])
+    moons.main(["--steps", "40", "--points", "200", "--size", "48", "-o", str(tmp_path / "flows.png")])
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("  ")[0]: line.split()[1:] for line in lines if line}
     assert set(moons.flow.PATHS) | set(moons.flow.SOLVERS) <= set(rows)

@@ -7,7 +7,7 @@ import torch
 
 from flow import PATHS, FlowError, VPCosine, log_likelihood, probability_flow, sigmas
 
-UP = torch.linspace(0, 1, 41, dtype=torch.float64)
+UP = torch.linspace(0, 1, 21, dtype=torch.float64)
 
 
 def normal_log_prob(x, mean, std):

@@ -261,7 +261,7 @@ def test_weights_in_few_bits_become_numbers_when_that_is_asked_for(
     component = resolve(model_folder, ["mmdit"]).component("mmdit")
     file = tmp_path / "few.safetensors"
     model = load(model_folder, text=False).mmdit
-    quantise(component, model, made_up_states(model, side=4), file)
+    quantise(component, model, [next(made_up_states(model, side=4))], file)
     rest = {"text_encoders": model_folder, "vae": model_folder, "one_by_one": one_by_one}
     few, whole = load(file, **rest), load(file, **rest, unpack=True)
     assert any(isinstance(one, PackedLinear) for one in few.mmdit.modules())

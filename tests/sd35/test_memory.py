@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 import sd35
-from mmdit import InTurn, MMDiT, MMDiTConfig, OnDemand
+from mmdit import InTurn, MMDiT, MMDiTConfig, OnDemand, position_table
 from mmdit.blocks import AdaLN
 from sd35 import SettingsError
 from sd35.found import find
 from sd35.loading import load_found
 from sd35.memory import PLANS, Needs, Plan, choose, free_memory, keep_blocks, levels_asked
 from sd35.memory.plan import GB, SPARE
-from sd35.presets import Variant
 from sd35.tasks.generate import Generate, Generation
 from textenc.by_layers import by_layers
 from vae import VAEConfig
@@ -44,8 +43,11 @@ def needs(pixels: int = 1024 * 1024) -> Needs:
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return sd35.load("tiny")
+def usual(model_folder) -> sd35.Pipeline:
+    """Without a plan; its positions differ, as those of trained models do."""
+    pipe = sd35.load(model_folder)
+    pipe.mmdit.pos_embed.copy_(position_table(pipe.mmdit.config.dim, pipe.mmdit.config.pos_embed_size))
+    return pipe
 
 
 OPTIONS = {"steps": 4, "seed": 1, "width": 64, "height": 64}
@@ -61,11 +63,11 @@ OPTIONS = {"steps": 4, "seed": 1, "width": 64, "height": 64}
     ],
     ids=lambda given: ", ".join(given),
 )
-def test_modulation_first_draws_the_same_bits_and_gives_the_layers_back(tiny, given, monkeypatch) -> None:
-    expected = tiny.generate("a red circle", **OPTIONS, **given)
-    before = list(tiny.mmdit.parameters())
-    pipe = replace(tiny, plan=Plan(release=True))
-    generation = Generation(pipe, Generate.of("a red circle", OPTIONS | given, variant=Variant("tiny")))
+def test_modulation_first_draws_the_same_bits_and_gives_the_layers_back(usual, given, monkeypatch) -> None:
+    expected = usual.generate("a red circle", **OPTIONS, **given)
+    before = list(usual.mmdit.parameters())
+    pipe = replace(usual, plan=Plan(release=True))
+    generation = Generation(pipe, Generate.of("a red circle", OPTIONS | given, variant=usual.variant))
     seen, run = set[int](), generation._guided._run
     table, sizes = pipe.mmdit.pos_embed, set[int]()
 
@@ -91,18 +93,18 @@ def layers_of(mmdit: MMDiT) -> int:
 
 
 @pytest.mark.parametrize("watched", [True, False])
-def test_layers_stay_where_they_are_asked_otherwise(tiny, watched) -> None:
+def test_layers_stay_where_they_are_asked_otherwise(usual, watched) -> None:
     """A hook is on the layer itself; and a solver that chooses its levels has no table of them."""
-    pipe = replace(tiny, plan=Plan(release=True))
+    pipe = replace(usual, plan=Plan(release=True))
     layer, seen = pipe.mmdit.joint_blocks[0].x_block.adaLN_modulation, []
     handle = layer.register_forward_hook(lambda *_: seen.append(1)) if watched else None
-    solver = {"solver": "euler"} if watched else {"solver": "dopri5", "solver_options": {"rtol": 0.3}}
+    solver = {"solver": "euler"} if watched else {"solver": "dopri5", "solver_options": {"rtol": 3.0}}
     options = OPTIONS | solver
     drawn = pipe.generate("a red circle", **options)
     if handle is not None:
         handle.remove()
     assert len(seen) == 4 * watched
-    assert torch.equal(drawn.image, tiny.generate("a red circle", **options).image)
+    assert torch.equal(drawn.image, usual.generate("a red circle", **options).image)
 
 
 def test_levels_that_a_solver_asks_for() -> None:
@@ -135,10 +137,10 @@ def test_low_and_lowest_on_a_cpu(model_folder, pipe) -> None:
 
 
 @pytest.mark.parametrize("level", ["low", "lowest"])
-def test_blocks_are_on_the_device_while_they_draw_alone(tiny, level, monkeypatch) -> None:
+def test_blocks_are_on_the_device_while_they_draw_alone(usual, level, monkeypatch) -> None:
     """The CPU stands for the device: what is there is a copy."""
-    expected = tiny.generate("a red circle", **OPTIONS)
-    pipe = copy.copy(tiny)
+    expected = usual.generate("a red circle", **OPTIONS)
+    pipe = copy.copy(usual)
     own = [one.data_ptr() for one in pipe.mmdit.joint_blocks.parameters()]
     pipe.plan = replace(PLANS[level], one_by_one=False, tile=None)
     pipe.offloaded = keep_blocks(pipe.mmdit, pipe.plan, torch.device("cpu"))
@@ -160,7 +162,7 @@ def test_blocks_are_on_the_device_while_they_draw_alone(tiny, level, monkeypatch
     assert (seen["decoding"] == 0) == (level == "lowest")
     pipe.to("cpu")
     assert pipe.offloaded is None
-    assert [one.data_ptr() for one in tiny.mmdit.joint_blocks.parameters()] == own
+    assert [one.data_ptr() for one in usual.mmdit.joint_blocks.parameters()] == own
 
 
 def test_weights_that_are_widened_visit_too_and_are_gone_after_it(model_folder) -> None:

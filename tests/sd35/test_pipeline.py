@@ -77,7 +77,10 @@ def test_it_is_flow_over_its_parts(pipe) -> None:
 
 @pytest.mark.parametrize("solver", sorted(flow.SOLVERS))
 def test_every_solver_draws(pipe, solver) -> None:
-    settings = Settings(prompts=(Prompt("a"),), steps=STEPS, solver=solver, guidance_scale=1.5)
+    options = {"rtol": 0.3} if solver == "dopri5" else {}
+    settings = Settings(
+        prompts=(Prompt("a"),), steps=STEPS, solver=solver, solver_options=options, guidance_scale=1.5
+    )
     result = pipe.run(settings)
     again = pipe.run(settings)
     assert result.image.isfinite().all()

@@ -126,16 +126,16 @@ def test_every_position_has_its_tokens(text):
 
 
 def test_what_was_cut_is_told(text):
-    prompt = "cat " * 75 + "dog " * 2425  # 10 000 characters
+    prompt = "cat " * 75 + "dog " * 925  # 4000 characters
     encoding = text.encode(["a dog", prompt])
     notes = {(note.prompt, note.encoder): note for note in encoding.notes}
     assert set(notes) == {(1, "clip_l"), (1, "clip_g"), (0, "t5")}
     assert notes[1, "clip_l"].cut == prompt[300:]
     shown = repr("dog " * 15 + "…")
-    expected = f"prompt 1, clip_l: not read, no room left, from character 300 on (9700): {shown}"
+    expected = f"prompt 1, clip_l: not read, no room left, from character 300 on (3700): {shown}"
     assert str(notes[1, "clip_l"]) == expected
     longest = encoding.context.shape[1] - 77
-    assert longest > 2500
+    assert longest > 1000
     assert str(notes[0, "t5"]) == f"prompt 0, t5: padded from 77 to {longest} tokens, the batch's longest"
 
     alone = text.encode(prompt, policy="diffusers").notes

@@ -13,7 +13,7 @@ from sd35.attention import AttentionMaps, attention_maps, heat_share
 from sd35.tiny.scenes import COLOURS, KINDS
 
 WEIGHTS = Path(sd35.__file__).resolve().parents[1] / "weights" / "tiny"
-PROMPTS, STEPS = 8, 8
+PROMPTS, STEPS = 4, 8
 COLOUR_TOLERANCE = 60  # Euclidean, of 0 to 255; no two of the colours are nearer than 90
 
 
@@ -82,6 +82,6 @@ def test_heat_falls_on_the_shape(pipe):
     )
     print("by block:", " ".join(f"{share:.3f}" for share in by_block))
     assert len(shares) > 0.95 * 2 * PROMPTS  # all were drawn in their colour
-    assert heat > 4.3 * area  # 0.314 on 0.064 measured
+    assert heat > 4.3 * area  # 0.300 on 0.061 measured
     assert won > 0.95  # 1.00 measured
-    assert by_block.max() > 7.0 * area  # 0.521 measured, in the last block
+    assert by_block.max() > 7.0 * area  # 0.517 measured, in the last block

@@ -95,6 +95,7 @@ def test_bench_measures_the_stages(sd35, model_folder, monkeypatch) -> None:
     monkeypatch.setattr(stages, "OURS", "pass")  # what a whole import takes is not asked here
     monkeypatch.setattr(stages, "HOST_BLOCKS", 2)
     monkeypatch.setitem(ceilings.SIDE, "cpu", 128)
+    monkeypatch.setattr(ceilings, "COPIED", 2**20)
     status, out, _ = sd35("bench", "-m", model_folder, "--repeats", "1", "--device", "cpu")
     assert status == 0
     head, ceiling, _, *lines = out.splitlines()

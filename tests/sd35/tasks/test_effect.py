@@ -1,10 +1,12 @@
 """Of every two settings that are given, each changes what comes out, or the request is refused."""
 
+from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from flow import SkipLayer
 from sd35 import Guidance, Pipeline, load
@@ -12,6 +14,7 @@ from sd35.fields import table
 from sd35.inputs import PictureSettings
 from sd35.methods import Editing
 from sd35.settings import NOT_TAKEN, Settings
+from textenc import TextEncoder
 
 DRAWN: dict[str, Any] = {
     "negative": "blue",
@@ -56,10 +59,40 @@ UNSEEN = {"batch_size", "precision", "prompts", "guidance", "loras", "model", "m
 be on the pipeline: tests/sd35/cli/test_lora.py draws with them."""
 
 
+class Block(nn.Module):
+    """In the place of a block of the transformer: what depends on all that it does, in few operations."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor, context: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Image tokens (B, N, D), context (B, M, D), c (B, D)."""
+        return torch.addcmul(
+            x, torch.sin(x + c[:, None] + self.number), context.mean(1, keepdim=True)
+        ), context
+
+
 @pytest.fixture(scope="module")
-def pipe(model_folder) -> Pipeline:
-    """Without T5, so that what stands for a missing encoder matters."""
-    return load(model_folder, t5=False)
+def pipe(model_folder) -> Iterator[Pipeline]:
+    """Without T5, so that what stands for a missing encoder matters.
+
+    What settings do is looked at, not what blocks do, nor the picture of the latents; a text is read once.
+    """
+    pipe = load(model_folder, t5=False)
+    pipe.mmdit.joint_blocks = nn.ModuleList(map(Block, range(2)))
+    pipe.decode = lambda latents: latents
+    encode, found = TextEncoder.encode_each, {}
+
+    def remembered(text, prompts, **options):
+        key = *prompts, *options.items()
+        if key not in found:
+            found[key] = encode(text, prompts, **options)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextEncoder, "encode_each", remembered)
+        yield pipe
 
 
 def arguments(given: dict[str, Any]) -> dict[str, Any]:

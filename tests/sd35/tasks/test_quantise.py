@@ -56,7 +56,7 @@ def test_the_report_is_of_the_file(model_folder, component, tmp_path, to, most):
 def test_the_file_keeps_the_size_that_the_model_draws_and_its_name(component, model_folder, tmp_path):
     path = tmp_path / "few.safetensors"
     model = weights.load_mmdit(model_folder)
-    quantise(component, model, made_up_states(model, side=4), path)
+    quantise(component, model, [next(made_up_states(model, side=4))], path)
     few = weights.resolve(path, ["mmdit"]).component("mmdit")
     assert native_size(few) == native_size(component) == (32, 32)
     assert few.unit.metadata["modelspec.title"] == "sd3.5_random"

@@ -40,7 +40,7 @@ def test_judge_reads_what_was_drawn_and_believes_nothing_else(judge, lies, gener
 
 
 def test_judge_reads_through_blur_and_noise(judge, generator):
-    scenes = [random_scene(generator) for _ in range(200)]
+    scenes = [random_scene(generator) for _ in range(100)]
     images = blurred(draw(scenes, generator), 0.7)
     images += 0.02 * torch.randn(images.shape, generator=generator)
     wrong = [
@@ -48,7 +48,7 @@ def test_judge_reads_through_blur_and_noise(judge, generator):
         for scene, image in zip(scenes, to_bytes(images), strict=True)
         if (reasons := judge.disagreements(judge.read(image), scene))
     ]
-    assert len(wrong) <= 1, wrong  # 99.5 %
+    assert not wrong
 
 
 def test_judge_reads_larger_pictures(judge, generator):

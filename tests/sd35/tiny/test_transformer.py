@@ -119,6 +119,7 @@ def test_a_batch_is_of_the_bank_and_can_be_learnt(folder: Path, latents: Latents
     assert distance.amin(dim=1).max() < 0.01  # a row of the bank with a little noise
     assert 0 <= batch.sigma.min() < batch.sigma.max() <= 1
     assert (batch.sigma[:2] >= 0.95).all()
+    batch = draw_batch(latents, tokenizers, 6, SHORT, seeded(2))
     trainer = Trainer(painter, Plan(learning_rate=2e-3, warmup=0.1, ema=0.5), is_hidden)
     losses = []
     for step in range(5):

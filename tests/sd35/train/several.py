@@ -1,12 +1,14 @@
 """What processes compute together, written to a folder for the test that starts them or computes it alone.
 
-python tests/sd35/train/several.py MODEL PICTURES FOLDER 4,four,cut 2,two,train,sample
+python tests/sd35/train/several.py MODEL PICTURES FOLDER 4,four,cut 2,two,train,sample killed
 
-forks four processes, then two, each as torchrun would tell it that it is: importing is done once.
+forks four processes, then two, each as torchrun would tell it that it is, and then two more by what torchrun
+itself calls: importing is done once.
 """
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +20,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing import start_processes
 
 import flow
 import sd35
 from mmdit import MMDiT, MMDiTConfig
+from sd35.cli import main
 from sd35.parallel import shared_branches, split_tokens
 from sd35.train.loop import Learner
 from sd35.train.shard import split_heads
@@ -31,12 +36,12 @@ BIG = MMDiTConfig(
     dim=256, depth=2, num_heads=4, pos_embed_size=8, context_dim=32, pooled_dim=24, dual_blocks=(0,)
 )
 STEPS, CUT = 10, 4
-GIVEN = {"batch_size": 4, "schedule": "constant", "validate_every": 10}
+GIVEN = {"batch_size": 4, "schedule": "constant"}
 KINDS = {
     "lora": (sd35.train_lora, torch.float64, {"rank": 2}),
     "full": (sd35.train_full, torch.float64, {}),
-    "lora32": (sd35.train_lora, torch.float32, {"rank": 2}),
-    "full32": (sd35.train_full, torch.float32, {"ema": 0.9}),
+    "lora32": (sd35.train_lora, torch.float32, {"rank": 2, "validate_every": STEPS}),
+    "full32": (sd35.train_full, torch.float32, {"ema": 0.9, "validate_every": STEPS}),
 }
 """What is trained, in what, and with what besides; learning rates are the ways' own."""
 
@@ -46,7 +51,7 @@ def places(folder: Path, dtype: torch.dtype) -> dict:
 
 
 def train(model: Path, pictures: Path, folder: Path, name: str) -> None:
-    """LoRAs and all weights, in float64 and float32: gradients and weights after one step and after ten."""
+    """LoRAs and all weights, in float64 and float32: gradients and weights of the first step and the last."""
     for kind, (way, dtype, more) in KINDS.items():
         with recorded(folder / f"{kind}-{name}.safetensors"):
             way(
@@ -150,9 +155,46 @@ def be(rank: int, count: int, given: list[Path], name: str, whats: list[str]) ->
     dist.destroy_process_group()
 
 
+def killed(*given: Path) -> None:
+    """Train in two processes of torchrun's, of which the main one is killed."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )  # `torchrun --standalone --nproc-per-node 2`, but for forking
+    try:
+        elastic_launch(config, die)(*given)
+    except ChildFailedError:
+        return
+    raise AssertionError("torchrun does not tell that a process was killed")
+
+
+def die(model: Path, pictures: Path, folder: Path) -> None:
+    """Be one of them; what it says goes into a file."""
+    os.dup2(os.open(folder / "killed.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    update = Learner.update
+
+    def dies(self, step: int) -> None:
+        if step == 3 and self.world.is_main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        update(self, step)
+
+    Learner.update = dies
+    places = f"-m {model} --data {pictures} -o {folder / 'killed'} --device cpu"
+    settings = "--steps 8 --batch-size 2 --save-every 2 --schedule constant"
+    sys.exit(main(["train", "full", *places.split(), *settings.split()]))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    paths = [Path(one) for one in sys.argv[1:4]]
     for group in sys.argv[4:]:
-        count, name, *whats = group.split(",")
-        given = int(count), [Path(one) for one in sys.argv[1:4]], name, whats
-        start_processes(be, given, nprocs=int(count), start_method="fork")
+        if group == "killed":
+            killed(*paths)
+        else:
+            count, name, *whats = group.split(",")
+            start_processes(be, (int(count), paths, name, whats), nprocs=int(count), start_method="fork")
