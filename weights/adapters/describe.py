@@ -17,7 +17,7 @@ from ..variants import RELEASED
 from .fit import kind_of
 from .names import SUFFIXES, read_key, suffix_of
 from .read import dialect_of, open_adapter, read_adapter
-from .value import Adapter, Update, scale_of
+from .value import Adapter, Update, rank_of
 
 MODELS = (*RELEASED["mmdit"], "tiny")
 """The models that a LoRA is held against."""
@@ -142,7 +142,7 @@ def _layer(roles: Mapping[str, str], opened: MappedFile) -> Update:
     shapes = {role: opened.header.tensors[key].shape for role, key in roles.items()}
     ranks = {role: torch.empty((*shape[:1], 0), device="meta") for role, shape in shapes.items() if shape}
     try:
-        rank, _ = scale_of(kind, ranks, None)
+        rank = rank_of(kind, ranks)
     except KeyError:  # the tensor that has it is missing
         rank = None
     alpha = float(opened[roles["alpha"]]) if shapes.get("alpha") in ((), (1,)) else None

@@ -16,7 +16,7 @@ from ..source import open_source
 from .fit import Shape, check_alpha, check_whole, fitted, kind_of
 from .names import SUFFIXES, Key, foreign, read_key
 from .scales import PeftConfig, peft_configs
-from .value import Adapter, Update, scale_of
+from .value import Adapter, Update, rank_of
 
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """What the file is called in a folder that PEFT or diffusers wrote."""
@@ -170,7 +170,7 @@ def _update(
         raise AdapterError(f"{where} is named twice ({both}): which is meant cannot be known, keep one")
     roles = {read.role: tensors[key] for key, read in group.items()}
     kind = check_whole(kind_of(list(roles)), roles, where=where)
-    rank, _ = scale_of(kind, roles, None)
+    rank = rank_of(kind, roles)
     alpha = check_alpha(roles.pop("alpha", None), matters=rank is not None, where=where)
     scale = 1.0 if alpha is None or not rank else alpha / rank
     if alpha is None and rank and first.part in configs:

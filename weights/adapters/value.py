@@ -89,17 +89,16 @@ def _factor(tensors: Mapping[str, Tensor], name: str, core: str) -> Tensor:
     return first @ second.flatten(1)
 
 
-def scale_of(kind: str, tensors: Mapping[str, Tensor], alpha: float | None) -> tuple[int | None, float]:
-    """The rank of an update, and alpha / rank.
+def rank_of(kind: str, tensors: Mapping[str, Tensor]) -> int | None:
+    """The rank of an update, by which alpha is divided.
 
     LoKr with two whole factors has no rank, and its alpha says nothing (LyCORIS writes 1 or 10000,
     ai-toolkit 9999999999).
     """
-    rank = {
+    return {
         "lora": lambda: len(tensors["down"]),
         "loha": lambda: len(tensors["hada_w1_b"]),
         "lokr": lambda: next(
             (len(tensors[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in tensors), None
         ),
     }.get(kind, lambda: None)()
-    return rank, 1.0 if alpha is None or rank is None else alpha / rank
