@@ -23,7 +23,7 @@ import lessons_reward
 
 LESSONS = {
     "hexagon": (lessons_hexagon.lesson, 600),
-    "colour": (lessons_colour.lesson, 400),
+    "colour": (lessons_colour.lesson, 600),
     "reflow": (lessons_reflow.lesson, 1100),
     "reward": (lessons_reward.lesson, 25),
 }

@@ -18,8 +18,10 @@ from sd35.tiny.scenes import Scene
 from sd35.train.state import FILE
 from vae.image import to_pil
 
-SHOWN, TESTED, KEPT, CLASS = 20, 16, 24, 48
+SHOWN, TESTED, KEPT, CLASS = 20, 16, 24, 144
 """Pictures that are trained on; prompts of the thing and of what shall stay as it is; class pictures."""
+WORDINGS = 16
+"""Captions of each picture, every one beside a copy: with a single one, it is the caption that is learned."""
 DRAWN: dict[str, dict[str, Any]] = {
     "none": {"steps": 12, "scale": 1.0},
     "everywhere": {"steps": 12, "scale": 4.5},
@@ -84,8 +86,10 @@ def paint(thing: Thing, folder: Path) -> None:
     with thing.painter():
         images = draw(thing.shown, seeded(3))
     for number, (scene, image) in enumerate(zip(thing.shown, images, strict=True)):
-        to_pil(image).save(folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(thing.words(scene, number))
+        for wording in range(WORDINGS):
+            to_pil(image).save(folder / f"{number:02}-{wording:02}.png")
+            caption = thing.words(scene, number + len(images) * wording)
+            (folder / f"{number:02}-{wording:02}.txt").write_text(caption)
 
 
 def ways(folder: Path, steps: int, settings: dict[str, Any]) -> dict[str, Callable[[], Path | None]]:
@@ -95,7 +99,7 @@ def ways(folder: Path, steps: int, settings: dict[str, Any]) -> dict[str, Callab
         "rank": 16,
         "target": ("blocks",),
         "batch_size": 4,
-        "caption_dropout": 0.1,
+        "caption_dropout": 0.0,
         "buckets": False,
         "warmup": 20 if steps > 20 else 0,
         "save_every": 100,
