@@ -37,7 +37,7 @@ def main() -> None:
     )
     parser.add_argument("lesson", choices=LESSONS)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--steps", type=int, metavar="N", help="fewer, to see that it runs")
+    parser.add_argument("--steps", type=int, metavar="N", help="in place of the lesson's own")
     args = parser.parse_args()
     lesson, steps = LESSONS[args.lesson]
     lesson(args.output, args.steps or steps)

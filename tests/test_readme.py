@@ -31,7 +31,7 @@ HUB = re.compile(r"\bstabilityai/|\bowner/|\bhf download\b|huggingface-cli")
 NETWORK = re.compile(r"\b(pip|git|curl|wget)\b")
 OTHER_MODEL = re.compile(r"load(?:_\w+)?\(\s*[\"'](?!tiny[\"'])")
 OF_OTHERS = ("inside.md",)
-"""Documents whose snippets a test of their own runs, as they stand."""
+"""Documents whose snippets a test of their own runs."""
 TOO_LONG = ("train", "bench")
 """Commands of sd35 that take longer than a test may."""
 
@@ -98,7 +98,7 @@ FEW, MORE, TRIALS, FINE = 3, 6, 2, 8
 inverse in each; levels of the table that a calibration is held to. That it runs is tested here; what is drawn
 in all steps, and how near an inverse comes, is in other tests."""
 SMALL = Size(64, 64)
-"""Of the embedded model's pictures where no size is told and no mark is to be found in them."""
+"""Of the embedded model's pictures where no size is told, no mark is to be found and no steps are named."""
 LESS = {
     r"\bsigmas\(\d+\)": f"sigmas({FEW})",
     r"--refine-steps \d+": "--refine-steps 1",
@@ -106,7 +106,7 @@ LESS = {
     r"\brtol=[\d.e-]+": "rtol=1",
     r"\bpictures=\d+": "pictures=2",
 }
-"""What is written otherwise before it is run, and how."""
+"""What is written otherwise before it is run, and how. So these values themselves are not tried here."""
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def run(tmp_path, monkeypatch) -> Callable[[list[Piece], str], None]:
 
 
 def shortened(source: str) -> str:
-    """What takes less time and runs the same code."""
+    """What takes less time and runs the same code, with other numbers."""
     for pattern, less in LESS.items():
         source = re.sub(pattern, less, source)
     return source

@@ -218,7 +218,7 @@ def position_difference(component: Component) -> tuple[float, int]:
 
 
 @cache
-def released_shapes(variant: str) -> dict[str, dict[str, tuple[int, ...]]]:
+def released_shapes(variant: str) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
     """Part to the shapes of its tensors in a released model, by official key, without a file.
 
     Args:
@@ -235,11 +235,11 @@ def released_shapes(variant: str) -> dict[str, dict[str, tuple[int, ...]]]:
     )
     with torch.device("meta"), Uninitialised():
         mmdit = MMDiT(transformer)
-    return {"mmdit": _shapes_of(mmdit)} | _encoder_shapes()
+    return {"mmdit": _shapes_of(mmdit), **_encoder_shapes()}
 
 
 @cache
-def _encoder_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
+def _encoder_shapes() -> Mapping[str, Mapping[str, tuple[int, ...]]]:
     """Those of the text encoders, which all variants share."""
     clip = {"vocab_size": 49408, "positions": 77}
     with torch.device("meta"), Uninitialised():

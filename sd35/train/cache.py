@@ -65,7 +65,8 @@ class Cache:
             ) from error
         if metadata.get("format") != FORMAT or metadata.get("made_by") != self.made_by:
             raise SettingsError(
-                f"{self.folder} holds what another model made ({path.name}): remove it, or name another cache"
+                f"{self.folder} holds what another model, or other settings, made ({path.name}): remove "
+                "it, or name another folder"
             )
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():

@@ -108,8 +108,19 @@ def test_a_new_thing_is_taught_both_ways(lesson, results, tmp_path) -> None:
     assert (tmp_path / "with" / "class" / "00000.png").is_file()
 
 
-def test_a_reflow_is_measured_by_the_end_of_the_models_own_flow(lesson, results, tmp_path) -> None:
-    lesson("reflow", TESTED=1, CONVERGED=1, FEW=(1,), PROMPTS=1, PAIRS=1, STEPS=1).lesson(tmp_path, 1)
+def test_a_reflow_is_measured_by_the_end_of_the_models_own_flow(
+    lesson, results, tmp_path, monkeypatch
+) -> None:
+    reflow = lesson("reflow", TESTED=1, CONVERGED=1, FEW=(1,), PROMPTS=1, PAIRS=1, STEPS=1)
+    ends, guided = reflow.ends, []
+
+    def noted(*args, scale, interval=None, **options):
+        guided.append((scale, interval))
+        return ends(*args, scale=scale, **options)
+
+    monkeypatch.setattr(reflow, "ends", noted)
+    reflow.lesson(tmp_path, 1)
+    assert guided == [(4.5, (0.7, 1.0))] * 3 + [(1.0, None)]  # converged, before, pairs; after
     before, pairs, after = results()
     assert pairs["when"] == "pairs"
     assert before["decibels"].keys() == after["decibels"].keys() == {"1"}

@@ -37,7 +37,7 @@ def test_the_start_depends_on_its_seed_alone() -> None:
 
 def test_normalise_sets_the_statistics_and_keeps_the_picture() -> None:
     vae = colour_passing_vae(CONFIG, seed=0)
-    image = pictures(seeded(0), 1, CPU)
+    image = pictures(seeded(0), 2, CPU)
     with torch.no_grad():
         before = vae.decode(vae.encode(image))
         normalise(vae, image)

@@ -93,7 +93,7 @@ def test_a_cache_that_is_damaged_or_of_another_model_is_refused(model_folder, pi
     found, training = find(model_folder), LoraTraining()
     examples, _ = read_folder(pictures)
     prepare(found, examples, training, cache_of(tmp_path, found, None), CPU)
-    with pytest.raises(SettingsError, match="holds what another model made"):
+    with pytest.raises(SettingsError, match="holds what another model, or other settings, made"):
         prepare(found, examples, training, cache_of(tmp_path, found, torch.bfloat16), CPU)
     victim = next((tmp_path / "latents").iterdir())
     victim.write_bytes(victim.read_bytes()[:-4])

@@ -165,7 +165,7 @@ def test_reflow_keeps_its_pairs(model_folder, cache, tmp_path) -> None:
         sd35.train_reflow(model_folder, tmp_path, tmp_path / "none")
 
 
-def test_pairs_are_drawn_in_batches_by_a_solver_and_a_table(model_folder, cache, tmp_path) -> None:
+def test_pairs_are_drawn_in_batches_as_they_are_told(model_folder, cache, tmp_path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na blue star\n")
     drawn_by = {"pair_steps": 3, "pair_solver": "heun", "pair_schedule": "linear", "schedule_shift": 5.0}
@@ -178,5 +178,15 @@ def test_pairs_are_drawn_in_batches_by_a_solver_and_a_table(model_folder, cache,
         settings = {"steps": 3, "solver": "heun", "schedule": "linear", "schedule_shift": 5.0}
         drawn = pipe.generate(prompt, seed=number, guidance=guidance, **settings)
         assert torch.allclose(pair["latents"], drawn.latents, atol=1e-4)
-    with pytest.raises(SettingsError, match="pair_solver must be one of"):
-        sd35.train_reflow(model_folder, prompts, tmp_path / "none", pair_solver="sde")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "run" / "pairs").rename(tmp_path / "other" / "pairs")
+    with pytest.raises(SettingsError, match="holds what another model, or other settings, made"):
+        sd35.train_reflow(
+            model_folder, prompts, tmp_path / "other", **{**more, **FEW, "pair_interval": (0.5, 1.0)}
+        )
+    for wrong, told in (
+        ({"pair_solver": "sde"}, "pair_solver must be one of"),
+        ({"pair_interval": (0.7, 1.0), "pair_guidance": 1.0}, "pair_interval has no effect"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            sd35.train_reflow(model_folder, prompts, tmp_path / "none", **wrong)
