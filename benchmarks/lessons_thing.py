@@ -49,6 +49,8 @@ class Thing:
 def teach(thing: Thing, folder: Path, steps: int, **settings: Any) -> None:
     """Teach without and with prior preservation, and judge the thing and the rest before and after.
 
+    The thing by captions that were trained on, with other noise, and by those that were not.
+
     Args:
         thing: what is taught.
         folder: of pictures and runs; a run that was cut off goes on.
@@ -56,19 +58,23 @@ def teach(thing: Thing, folder: Path, steps: int, **settings: Any) -> None:
         settings: of the training, beside those that the lessons share.
     """
     paint(thing, folder / "pictures")
-    tested = [thing.words(scene, number) for number, scene in enumerate(thing.tested)]
+    shown, tested = (
+        [thing.words(scene, number) for number, scene in enumerate(scenes)]
+        for scenes in (thing.shown, thing.tested)
+    )
     rest = known(KEPT, seed=11)
     strips: list[np.ndarray] = []
     before: dict[str, np.ndarray] = {}
     for when, train in ways(folder, steps, settings).items():
         with clocked() as spent:
             path = train()
-        told(thing.name, when=when, things=TESTED, rest=KEPT, **spent)
+        told(thing.name, when=when, shown=SHOWN, things=TESTED, rest=KEPT, **spent)
         pipe = sd35.load("tiny", lora=path, dtype=torch.bfloat16)
         drawn = np.empty(0)
         for guidance, numbers in DRAWN.items():
-            drawn, after = (pictures(pipe, each, **numbers) for each in (tested, rest))
+            again, drawn, after = (pictures(pipe, each, **numbers) for each in (shown, tested, rest))
             found: dict[str, float] = {
+                "shown": sum(map(thing.is_right, again, shown)),
                 "things": sum(map(thing.is_right, drawn, tested)),
                 "rest": right(after, rest),
             }
