@@ -109,7 +109,7 @@ def measure_each(
     most: int,
     warmups: int,
 ) -> list[Timing]:
-    """The times of one call of each, in turn; after warming up, three calls or more, up to `most`."""
+    """The times of one call of each, in turn; after warming up, three calls or more, or only `most`."""
     taken = [[once(run, device) for _ in range(warmups)][-1] for run in runs]
     repeats = min(most, max(3, int(budget / max(sum(taken), 1e-9))))
     times = [[once(run, device) for run in runs] for _ in range(repeats)]

@@ -21,7 +21,7 @@ from vae.image import to_pil
 SHOWN, TESTED, KEPT, CLASS = 20, 16, 24, 144
 """Pictures that are trained on; prompts of the thing and of what shall stay as it is; class pictures."""
 WORDINGS = 16
-"""Captions of each picture, every one beside a copy: with a single one, it is the caption that is learned."""
+"""Captions of each picture, every one beside a copy, so that no wording is learned with the picture."""
 DRAWN: dict[str, dict[str, Any]] = {
     "none": {"steps": 12, "scale": 1.0},
     "everywhere": {"steps": 12, "scale": 4.5},
