@@ -18,6 +18,12 @@ def test_error_follows_the_tolerance(rtol, gaussian, noise_for, counted):
     assert velocity.calls < 40 * rtol**-0.2
 
 
+def test_a_tolerance_need_not_be_told(gaussian, noise_for):
+    x = noise_for()
+    found = solve(gaussian, x, sigmas(4), "dopri5")
+    assert float((found - gaussian.exact(x, 1, 0)).abs().max()) < 1e-3  # ten times the default
+
+
 def test_a_dense_table_costs_nothing_and_is_met_in_between(gaussian, noise_for, counted):
     x = noise_for(dtype=torch.float64)
     sparse, dense = counted(gaussian), counted(gaussian)
