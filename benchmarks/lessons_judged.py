@@ -15,12 +15,15 @@ from PIL import Image
 import flow
 import sd35
 from sd35.noise import draw_noise, generators, seeded
+from sd35.presets import numbers_of
 from sd35.tiny.captions import caption, parse
 from sd35.tiny.scenes import random_scene
 from vae.image import to_uint8
 
 TOGETHER = 16
 """Pictures of a batch."""
+OWN: dict[str, Any] = {"scale": 4.5, **numbers_of("tiny", None)["guidance"]}
+"""How the embedded model is guided where nothing is said."""
 
 
 judge = load_judge()

@@ -4,17 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lessons_judged import clocked, decibels, ends, known, right, told
+from lessons_judged import OWN, clocked, decibels, ends, known, right, told
 
 import flow
 import sd35
-from sd35.presets import numbers_of
 from sd35.train.state import FILE
 from vae.image import to_uint8
 
-GUIDANCE = 4.5
-INTERVAL = numbers_of("tiny", None)["guidance"]["interval"]
-"""The flow that is learned is the model's own: guided as it is where nothing is said."""
 TESTED = 16
 """Prompts that are measured; pairs have others."""
 PROMPTS, PAIRS = 1200, 1600
@@ -33,8 +29,7 @@ def lesson(folder: Path, steps: int) -> None:
     (folder / "prompts.txt").write_text("\n".join(known(PROMPTS, seed=21)))
     tested = known(TESTED, seed=22)
     pipe = sd35.load("tiny")
-    own: dict[str, Any] = {"scale": GUIDANCE, "interval": INTERVAL}
-    converged = ends(pipe, tested, flow.sigmas(CONVERGED), solver="rk4", **own)
+    converged = ends(pipe, tested, flow.sigmas(CONVERGED), solver="rk4", **OWN)
 
     def measured(pipe: sd35.Pipeline, **guidance: Any) -> dict[str, dict[int, float | int]]:
         found = {count: ends(pipe, tested, flow.sigmas(count), **guidance) for count in FEW}
@@ -45,9 +40,9 @@ def lesson(folder: Path, steps: int) -> None:
             "right": {count: right(one, tested) for count, one in drawn.items()},
         }
 
-    told("reflow", when="before", of=TESTED, **measured(pipe, **own))
+    told("reflow", when="before", of=TESTED, **measured(pipe, **OWN))
     narrow = sd35.load("tiny", dtype=torch.bfloat16)
-    pairs = ends(narrow, tested, flow.sigmas(STEPS, SHIFT, TABLE), solver=SOLVER, **own)
+    pairs = ends(narrow, tested, flow.sigmas(STEPS, SHIFT, TABLE), solver=SOLVER, **OWN)
     told("reflow", when="pairs", decibels=decibels(pairs, converged))
     resume = (folder / "run" / FILE).is_file()
     with clocked() as spent:
@@ -61,8 +56,8 @@ def lesson(folder: Path, steps: int) -> None:
             pair_solver=SOLVER,
             pair_steps=STEPS,
             pair_schedule=TABLE,
-            pair_guidance=GUIDANCE,
-            pair_interval=INTERVAL,
+            pair_guidance=OWN["scale"],
+            pair_interval=OWN["interval"],
             schedule_shift=SHIFT,
             seed=SEED,
             steps=steps,

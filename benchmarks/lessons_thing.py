@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from lessons_judged import clocked, decibels, known, pictures, right, save_strip, told
+from lessons_judged import OWN, clocked, decibels, known, pictures, right, save_strip, told
 
 import sd35
 from sd35.noise import seeded
-from sd35.presets import numbers_of
 from sd35.tiny.painting import draw
 from sd35.tiny.scenes import Scene
 from sd35.train.state import FILE
-from vae.image import to_pil
+from vae.image import to_pil, to_uint8
 
 SHOWN, TESTED, KEPT, CLASS = 20, 16, 24, 144
 """Pictures that are trained on; prompts of the thing and of what shall stay as it is; class pictures."""
@@ -25,7 +24,7 @@ WORDINGS = 16
 DRAWN: dict[str, dict[str, Any]] = {
     "none": {"steps": 12, "scale": 1.0},
     "everywhere": {"steps": 12, "scale": 4.5},
-    "own": {"steps": 28, "scale": 4.5, **numbers_of("tiny", None)["guidance"]},
+    "own": {"steps": 28, **OWN},
 }
 """How judged pictures are guided; "own" is how the embedded model draws where nothing is said."""
 
@@ -58,6 +57,7 @@ def teach(thing: Thing, folder: Path, steps: int, **settings: Any) -> None:
         settings: of the training, beside those that the lessons share.
     """
     paint(thing, folder / "pictures")
+    told(thing.name, when="painted", right=given_back(thing), of=TESTED)
     shown, tested = (
         [thing.words(scene, number) for number, scene in enumerate(scenes)]
         for scenes in (thing.shown, thing.tested)
@@ -96,6 +96,17 @@ def paint(thing: Thing, folder: Path) -> None:
             to_pil(image).save(folder / f"{number:02}-{wording:02}.png")
             caption = thing.words(scene, number + len(images) * wording)
             (folder / f"{number:02}-{wording:02}.txt").write_text(caption)
+
+
+def given_back(thing: Thing) -> int:
+    """In how many painted pictures the thing is right once the autoencoder has encoded and decoded them."""
+    with thing.painter():
+        images = draw(thing.tested, seeded(4))
+    pipe = sd35.load("tiny", text=False)
+    with torch.inference_mode():
+        back = to_uint8(pipe.decode(pipe.encode(images))).movedim(1, 3).numpy()
+    prompts = [thing.words(scene, number) for number, scene in enumerate(thing.tested)]
+    return sum(map(thing.is_right, back, prompts))
 
 
 def ways(folder: Path, steps: int, settings: dict[str, Any]) -> dict[str, Callable[[], Path | None]]:

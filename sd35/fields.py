@@ -72,7 +72,7 @@ def _table(kind: type[Any]) -> Mapping[str, Field]:
 
 def default_of(request: Any, name: str) -> Any:
     """What a setting is where nothing is said; MISSING where something must be."""
-    one = (request if isinstance(request, type) else type(request)).__dataclass_fields__[name]
+    one = request.__dataclass_fields__[name]
     return one.default if one.default_factory is MISSING else one.default_factory()
 
 

@@ -100,7 +100,9 @@ def test_a_new_thing_is_taught_both_ways(lesson, results, tmp_path) -> None:
     drawn = {"none": {"steps": 1, "scale": 1.0}}
     lesson("thing", SHOWN=4, WORDINGS=2, TESTED=1, KEPT=1, CLASS=1, DRAWN=drawn)
     lesson("colour").lesson(tmp_path, 1)
-    found = [one for one in results() if "right" in one]
+    painted, *told = results()
+    assert (painted["when"], painted["right"]) == ("painted", 1)
+    found = [one for one in told if "right" in one]
     assert [one["when"] for one in found] == ["before", "without prior", "with prior"]
     assert found[0]["right"]["things"] == 0
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2 * 4

@@ -184,9 +184,9 @@ def die(model: Path, pictures: Path, folder: Path) -> None:
         update(self, step)
 
     Learner.update = dies
-    places = f"-m {model} --data {pictures} -o {folder / 'killed'} --device cpu"
+    where = f"-m {model} --data {pictures} -o {folder / 'killed'} --device cpu"
     settings = "--steps 8 --batch-size 2 --save-every 2 --schedule constant"
-    sys.exit(main(["train", "full", *places.split(), *settings.split()]))
+    sys.exit(main(["train", "full", *where.split(), *settings.split()]))
 
 
 if __name__ == "__main__":
